@@ -1,0 +1,43 @@
+"""Every name that two parts of gpufn, or gpufn and its user, must spell alike.
+
+Owns strings only. What a value means is said in `adapter.spec` (what users write),
+`adapter.replica` (what a host tells a replica) and `adapter.records` (what a replica says).
+"""
+
+from __future__ import annotations
+
+DOMAIN = "gpufn.dev"
+"""Domain of our annotations and labels; the part after the slash is a key of `adapter.spec.FIELDS`."""
+
+CONTRACT_VERSION = 1
+"""Version of the function contract (handler, hooks, files) that a function image states."""
+
+# Files of a function folder.
+HANDLER_FILE = "handler.py"
+CONFIG_FILE = "gpufn.toml"
+EXAMPLES_FOLDER = "examples"
+REQUIREMENTS_FILE = "requirements.txt"
+
+# HTTP headers (the first three are OpenFaaS's).
+CALL_ID_HEADER = "X-Call-Id"
+DURATION_HEADER = "X-Duration-Seconds"
+CALLBACK_HEADER = "X-Callback-Url"
+TIMEOUT_HEADER = "X-Timeout"
+START_PATH_HEADER = "X-Gpufn-Start"
+"""Set by a gateway on the answer to a request that waited for a replica: the rung that served it."""
+
+# Paths that a replica answers itself, with and without a model behind it.
+LIVENESS_PATHS = frozenset({"/_/health", "/health/liveness"})
+READINESS_PATHS = frozenset({"/_/ready", "/health/readiness"})
+
+SECRETS_PATH = "/var/openfaas/secrets"
+"""Where OpenFaaS handlers look for secrets: one file each, named as the secret."""
+
+# Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
+ENV_PREFIX = "GPUFN_"
+
+# Environment of the command line.
+ENV_HOME = "GPUFN_HOME"
+"""State folder of `gpufn up`; default: $XDG_STATE_HOME/gpufn, that is ~/.local/state/gpufn."""
+ENV_CRIU = "GPUFN_CRIU"
+"""Path of the CRIU to use; default: the first that works of PATH and the private folder."""

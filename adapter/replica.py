@@ -1,0 +1,156 @@
+"""What a host tells a replica's entrypoint, as environment variables both sides read from here.
+
+A host is whoever starts a function image or folder: `gpufn up`, a container engine, a kubelet.
+Every value has a default that suits an image started by hand, so that `docker run` alone works.
+The names of of-watchdog (``exec_timeout``, ``max_inflight`` …) and Knative (``PORT``) are honoured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from adapter.errors import ConfigError
+from adapter.keys import ENV_PREFIX, SECRETS_PATH
+from adapter.units import parse_duration_s, parse_size_bytes
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError("true or false")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split() if word)
+
+
+def _variable(names: str, parse: Callable[[str], Any], default: Any, doc: str) -> Any:
+    """A field read from the first of `names` (space-separated) that is set."""
+    return field(default=default, metadata={"names": tuple(names.split()), "parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """One replica's settings. Times in seconds, sizes in bytes, descriptors as numbers (-1: none)."""
+
+    function: str = _variable("GPUFN_FUNCTION OPENFAAS_NAME K_SERVICE", str, "function", "name of the function")
+    namespace: str = _variable("GPUFN_NAMESPACE OPENFAAS_NAMESPACE", str, "openfaas-fn", "its namespace")
+    revision: str = _variable("GPUFN_REVISION K_REVISION", str, "1", "image and configuration, made unique")
+    replica: str = _variable("GPUFN_REPLICA HOSTNAME", str, "replica", "name of this replica")
+    folder: str = _variable("GPUFN_FOLDER", str, "/function", "function folder: handler.py and its neighbours")
+    python: str = _variable("GPUFN_PYTHON", str, "", "interpreter with the function's packages; empty: our own")
+    runtime_dir: str = _variable("GPUFN_RUNTIME_DIR", str, "", "private folder of this replica; empty: a temporary one")
+    snapshot_dir: str = _variable("GPUFN_SNAPSHOT_DIR", str, "", "snapshot store; empty: no snapshots")
+    snapshot_limit_bytes: int = _variable(
+        "GPUFN_SNAPSHOT_LIMIT", parse_size_bytes, 20 * 2**30, "the store is kept below this, least recently used first"
+    )
+    secrets_dir: str = _variable("GPUFN_SECRETS_DIR secret_mount_path", str, SECRETS_PATH, "folder of secret files")
+    port: int = _variable("PORT GPUFN_PORT port", int, 8080, "where requests arrive")
+    listen_fd: int = _variable("GPUFN_LISTEN_FD", int, -1, "a listening socket to use instead of `port`")
+    metrics_port: int = _variable("GPUFN_METRICS_PORT", int, 8081, "Prometheus metrics; 0: none")
+    events_fd: int = _variable("GPUFN_EVENTS_FD", int, -1, "events go here as JSON lines; none: to standard output")
+    commands_fd: int = _variable("GPUFN_COMMANDS_FD", int, -1, "commands come from here; its end stops the replica")
+    in_flight: int = _variable("GPUFN_IN_FLIGHT max_inflight", int, 8, "requests handled at once (threads)")
+    queue: int = _variable("GPUFN_QUEUE", int, 100, "requests that may wait for a thread; more get 429")
+    held: int = _variable("GPUFN_HELD", int, 1000, "requests that may wait for a start; more get 503")
+    body_limit_bytes: int = _variable("GPUFN_BODY_LIMIT", parse_size_bytes, 16 * 2**20, "larger bodies get 413")
+    start_timeout_s: float = _variable("GPUFN_START_TIMEOUT", parse_duration_s, 300.0, "a start that takes longer fails")
+    exec_timeout_s: float = _variable("exec_timeout GPUFN_EXEC_TIMEOUT", parse_duration_s, 30.0, "one request; 0: none")
+    read_timeout_s: float = _variable("read_timeout", parse_duration_s, 30.0, "reading one request")
+    write_timeout_s: float = _variable("write_timeout", parse_duration_s, 30.0, "writing one answer; drain bound")
+    healthcheck_interval_s: float = _variable(
+        "healthcheck_interval", parse_duration_s, 0.0, "between SIGTERM and the drain, for load balancers to notice"
+    )
+    ready_path: str = _variable("ready_path", str, "", "readiness asks the handler at this path")
+    log_call_id: bool = _variable("log_callid log_call_id", _switch, False, "log each request's X-Call-Id")
+    process_snapshot: bool = _variable("GPUFN_PROCESS_SNAPSHOT", _switch, True, "take and restore process snapshots")
+    weight_snapshot: bool = _variable("GPUFN_WEIGHT_SNAPSHOT", _switch, True, "keep and map weight snapshots")
+    snapshot_env: tuple[str, ...] = _variable(
+        "GPUFN_SNAPSHOT_ENV", _words, (), "variables that `load` sees and the snapshot may hold; all others come later"
+    )
+    tenant: str = _variable("GPUFN_TENANT", str, "default", "whose snapshots: folders are kept apart by tenant")
+
+    def to_env(self) -> dict[str, str]:
+        """The environment that `from_env` reads back to the same settings."""
+        env = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            elif isinstance(value, bool):
+                value = str(value).lower()
+            env[item.metadata["names"][0]] = str(value)
+        return env
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> ReplicaSettings:
+        """Raises `ConfigError` naming the variable, its value and the accepted form."""
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            for name in item.metadata["names"]:
+                text = environ.get(name)
+                if text is None:
+                    continue
+                try:
+                    values[item.name] = item.metadata["parse"](text)
+                except ValueError as exc:
+                    raise ConfigError(
+                        f"The variable {name}={text!r} cannot be used.",
+                        why=f"It says: {item.metadata['doc']}.",
+                        hint=f"Accepted: {_accepted(item.metadata['parse'], exc)}.",
+                        code="bad-variable",
+                    ) from exc
+                break
+        settings = cls(**values)
+        if settings.in_flight == 0:  # of-watchdog's "no limit"; a thread pool needs a number
+            settings = cls(**{**values, "in_flight": 64})
+        return settings
+
+
+def _accepted(parse: Callable[[str], Any], error: ValueError) -> str:
+    return "a whole number" if parse is int else str(error)
+
+
+OWN_VARIABLES = frozenset(name for item in fields(ReplicaSettings) for name in item.metadata["names"])
+"""Every variable that configures the entrypoint."""
+
+BASE_VARIABLES = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "LD_LIBRARY_PATH",
+     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+     "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+     "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"}
+)  # fmt: skip
+"""Variables of the machine, which a model process has from its first instruction."""
+
+
+def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The function's own variables: neither the machine's nor the entrypoint's."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in OWN_VARIABLES and name not in BASE_VARIABLES and not name.startswith(ENV_PREFIX)
+    }
+
+
+def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The machine's variables, without which an interpreter or its libraries behave differently."""
+    return {name: value for name, value in environ.items() if name in BASE_VARIABLES}
+
+
+class Command:
+    """What a host may say to an entrypoint on `commands_fd`: one word a line. The end of the stream is STOP."""
+
+    PARK = b"park\n"
+    """Freeze the model process when no request is in flight; the next request wakes it."""
+    STOP = b"stop\n"
+    """Drain and exit, as SIGTERM does."""
+
+
+def shim_path() -> str:
+    """The folder that holds this package: what a function's interpreter needs on its path."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

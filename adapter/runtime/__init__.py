@@ -1,0 +1,1 @@
+"""The shim in function images: the entrypoint (PID 1) and the model process."""

@@ -1,0 +1,1 @@
+"""Saved state that a replica can start from: process snapshots (CRIU) and weight snapshots (safetensors)."""

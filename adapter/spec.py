@@ -1,0 +1,298 @@
+"""What a user asks for: one function's needs and policy, from `gpufn.toml` and `gpufn.dev/*` annotations.
+
+One table (`FIELDS`) holds every key: its place in the file, its annotation, its form, its default and
+its meaning. All validation is here, the same on every host; the reference page is made from the table.
+An annotation wins over the file, so that one image can be deployed with different policies.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import ConfigError, HandlerError
+from adapter.keys import CONFIG_FILE, DOMAIN, HANDLER_FILE
+from adapter.units import parse_duration_s, parse_size_bytes
+
+MAX_REPLICAS = 1000
+MAX_DURATION_S = 30 * 86400.0
+
+
+class Form:
+    """How a value is written: parses a TOML value or an annotation's text, or raises `ValueError` saying how."""
+
+    def __init__(self, accepted: str, parse: Callable[[Any], Any]) -> None:
+        self.accepted = accepted
+        self._parse = parse
+
+    def __call__(self, value: Any) -> Any:
+        try:
+            return self._parse(value)
+        except (ValueError, TypeError) as exc:
+            raise ValueError(self.accepted) from exc
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return float(value)
+
+
+def _whole(low: int, high: int) -> Form:
+    def parse(value: Any) -> int:
+        number = _number(value)
+        if number != int(number) or not low <= number <= high:
+            raise ValueError
+        return int(number)
+
+    return Form(f"a whole number from {low} to {high}", parse)
+
+
+def _duration(low_s: float = 0.0) -> Form:
+    def parse(value: Any) -> float:
+        seconds = parse_duration_s(value) if isinstance(value, str) else _number(value)
+        if not low_s <= seconds <= MAX_DURATION_S:
+            raise ValueError
+        return seconds
+
+    least = f", at least {low_s:g}s" if low_s else ""
+    return Form(f"a duration like 30s, 5m or 1h30m{least}, at most 720h", parse)
+
+
+def _size() -> Form:
+    return Form(
+        "a size like 512Mi or 16Gi",
+        lambda value: parse_size_bytes(value) if isinstance(value, str) else _whole(0, 2**60)(value),
+    )
+
+
+def _words() -> Form:
+    def parse(value: Any) -> tuple[str, ...]:
+        words = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError
+        return tuple(words)
+
+    return Form('a list of words, ["a", "b"] in the file and "a,b" as an annotation', parse)
+
+
+def _choice(*words: str) -> Form:
+    def parse(value: Any) -> str:
+        word = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if word not in words:
+            raise ValueError
+        return str(word)
+
+    return Form("one of " + ", ".join(words), parse)
+
+
+def _text() -> Form:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return value
+
+    return Form("text", parse)
+
+
+def _gpu_count() -> Form:
+    def parse(value: Any) -> float:
+        number = _number(value)
+        if not 0 <= number <= 64 or (number > 1 and number != int(number)):
+            raise ValueError
+        return number
+
+    return Form("a whole number of GPUs up to 64, or a share of one such as 0.5", parse)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key that a user may write. `name` is the attribute of `FunctionSpec` that it sets."""
+
+    name: str
+    table: str
+    key: str
+    annotation: str
+    form: Form
+    default: Any
+    doc: str
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("gpus", "gpu", "count", "gpu", _gpu_count(), 0.0, "GPUs for one replica, or a share of one"),
+    Field("gpu_models", "gpu", "models", "models", _words(), (), "GPU models in order of preference; empty: any"),
+    Field("gpu_memory_bytes", "gpu", "memory", "memory", _size(), 0, "least free GPU memory"),
+    Field("min_replicas", "scale", "min", "min", _whole(0, MAX_REPLICAS), 0, "replicas that stay up without traffic"),
+    Field("max_replicas", "scale", "max", "max", _whole(1, MAX_REPLICAS), 1, "replicas under load"),
+    Field("initial_replicas", "scale", "initial", "initial", _whole(0, MAX_REPLICAS), 1, "replicas started by a deploy"),
+    Field("park_after_s", "scale", "park", "park", _duration(), 60.0, "idle time until a replica is parked; 0: never"),
+    Field("idle_s", "scale", "idle", "idle", _duration(), 300.0, "idle time until a replica is stopped; 0: never"),
+    Field("in_flight", "scale", "in_flight", "in-flight", _whole(1, 1000), 0, "requests a replica handles at once; default: 1 with a GPU, 8 without"),
+    Field("queue", "scale", "queue", "queue", _whole(0, 100_000), 1000, "requests that may wait for a replica; more get 503"),
+    Field("start_timeout_s", "limits", "start_timeout", "start-timeout", _duration(1.0), 300.0, "a start that takes longer has failed"),
+    Field("exec_timeout_s", "limits", "exec_timeout", "exec-timeout", _duration(), 60.0, "one request; 0: no limit"),
+    Field("body_limit_bytes", "limits", "body", "body", _size(), 16 * 2**20, "larger request bodies get 413"),
+    Field("process_snapshot", "snapshot", "process", "snapshot", _choice("auto", "on", "off"), "auto", "process snapshots; auto: where `load` is defined"),
+    Field("weight_snapshot", "snapshot", "weights", "weights", _choice("auto", "on", "off"), "auto", "weight snapshots; auto: where `build` is defined"),
+    Field("snapshot_env", "snapshot", "env", "snapshot-env", _words(), (), "variables that `load` needs; the snapshot holds their values"),
+    Field("price_class", "price", "class", "price-class", _text(), "standard", "row of the price plan that bills this function"),
+    Field("tenant", "function", "tenant", "tenant", _text(), "default", "whose function this is: bills and snapshots are kept apart"),
+)  # fmt: skip
+
+_BY_ANNOTATION = {f"{DOMAIN}/{item.annotation}": item for item in FIELDS}
+_BY_FILE_KEY = {(item.table, item.key): item for item in FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """A validated request. Units are in the names; each attribute's meaning is in `FIELDS`."""
+
+    gpus: float
+    gpu_models: tuple[str, ...]
+    gpu_memory_bytes: int
+    min_replicas: int
+    max_replicas: int
+    initial_replicas: int
+    park_after_s: float
+    idle_s: float
+    in_flight: int
+    queue: int
+    start_timeout_s: float
+    exec_timeout_s: float
+    body_limit_bytes: int
+    process_snapshot: str
+    weight_snapshot: str
+    snapshot_env: tuple[str, ...]
+    price_class: str
+    tenant: str
+
+
+def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, source: str = CONFIG_FILE) -> FunctionSpec:
+    """A spec from the file's tables and the deployment's annotations; the annotations win.
+
+    Annotations of other domains are nobody's business here. Raises `ConfigError` naming the key,
+    the value, the accepted form and, for an unknown key, the nearest known one.
+    """
+    values: dict[str, Any] = {item.name: item.default for item in FIELDS}
+    for table, entries in file.items():
+        if not isinstance(entries, Mapping):
+            raise _unknown(f"{table}", source, sorted({f"[{item.table}]" for item in FIELDS}))
+        for key, value in entries.items():
+            known = _BY_FILE_KEY.get((table, key))
+            if known is None:
+                raise _unknown(f"{table}.{key}", source, [f"{t}.{k}" for t, k in _BY_FILE_KEY])
+            values[known.name] = _value(known, value, f"{source}: {table}.{key}")
+    for name, text in annotations.items():
+        if not name.startswith(DOMAIN + "/"):
+            continue
+        known = _BY_ANNOTATION.get(name)
+        if known is None:
+            raise _unknown(name, "annotations", list(_BY_ANNOTATION))
+        values[known.name] = _value(known, text, f"annotation {name}")
+    return _checked(values, source)
+
+
+def _value(item: Field, value: Any, where: str) -> Any:
+    try:
+        return item.form(value)
+    except ValueError as exc:
+        raise ConfigError(
+            f"{where} = {value!r} cannot be used.",
+            why=f"It sets: {item.doc}.",
+            hint=f"Write {exc}.",
+            code="bad-value",
+        ) from exc
+
+
+def _unknown(name: str, where: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return ConfigError(
+        f"Unknown key {name} in {where}.",
+        why="A key that is not known would silently do nothing.",
+        hint=f"Did you mean {near[0]}?" if near else "Known keys: " + ", ".join(known) + ".",
+        code="unknown-key",
+    )
+
+
+def _checked(values: dict[str, Any], source: str) -> FunctionSpec:
+    if values["min_replicas"] > values["max_replicas"]:
+        raise ConfigError(
+            f"{source}: scale.min = {values['min_replicas']} is above scale.max = {values['max_replicas']}.",
+            why="The least cannot exceed the most.",
+            hint="Raise scale.max or lower scale.min.",
+            code="bad-value",
+        )
+    values["initial_replicas"] = min(values["initial_replicas"], values["max_replicas"])
+    values["in_flight"] = values["in_flight"] or (1 if values["gpus"] else 8)
+    return FunctionSpec(**values)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The tables of a function folder's `gpufn.toml`; empty where there is none. Raises `ConfigError`."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+
+    path = folder / CONFIG_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{path} is not valid TOML.", why=f"{exc}.", hint="Mend the line it names.", code="bad-file"
+        ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerShape:
+    """What a handler's source defines, read without running it."""
+
+    has_load: bool
+    has_build: bool
+    """`build(device)`: the model without its weights, which a weight snapshot then fills."""
+    handle_arguments: int
+    """1: Flask-style ``handle(request)``; 2: OpenFaaS-style ``handle(event, context)``."""
+
+
+def read_handler_shape(folder: Path) -> HandlerShape:
+    """Raises `HandlerError` where there is no handler, it does not parse, or it has no `handle`."""
+    path = folder / HANDLER_FILE
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except FileNotFoundError as exc:
+        raise HandlerError(
+            f"{folder} is no function folder.",
+            why=f"It has no {HANDLER_FILE}.",
+            hint="Start one with: gpufn init NAME",
+            code="handler-missing",
+        ) from exc
+    except (SyntaxError, ValueError) as exc:
+        raise HandlerError(
+            f"{path} does not parse.", why=f"{exc}.", hint="Mend the line it names.", code="handler-syntax"
+        ) from exc
+    functions = {
+        node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assigned = {
+        target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
+    }
+    if "handle" not in functions and "handle" not in imported | assigned:
+        raise HandlerError(
+            f"{path} defines no `handle`.",
+            why=f"It defines: {', '.join(sorted(functions)) or 'no function'}.",
+            hint="Write: def handle(event, context): ...",
+            code="handler-missing",
+        )
+    arguments = functions["handle"].args if "handle" in functions else None
+    count = 2 if arguments is None or arguments.vararg else len(arguments.posonlyargs + arguments.args)
+    defined = functions.keys() | imported | assigned
+    return HandlerShape("load" in defined, "build" in defined, 1 if count == 1 else 2)
