@@ -1,0 +1,1 @@
+"""The ledger: append-only facts about replicas, and the only owner of them."""

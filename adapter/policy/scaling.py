@@ -1,0 +1,154 @@
+"""How many replicas one function should have, and which of them may rest.
+
+Pure: observed replicas in, actions out, the clock (any monotonic one, in seconds) passed in. Growth is at
+once, shrinking only after idle time since the last request: that asymmetry is the hysteresis.
+
+The bounds count replicas of the current revision. Outdated ones drain beside them, get no new work and
+count neither as capacity nor against the maximum, so that a new revision starts while the old one finishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from adapter.spec import FunctionSpec
+
+SNAPSHOT_GRACE_S = 120.0
+"""How much longer an idle replica is spared because a snapshot is being taken beside it: several times
+what a dump of a large process takes, and short enough that one which hangs costs little."""
+
+STARTING, SERVING, PARKED = "starting", "serving", "parked"
+_LIVE = frozenset({STARTING, SERVING, PARKED})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica as the policy sees it. `state` is a value of `adapter.hosts.ReplicaState`.
+
+    `idle_since_s` is when it last had nothing to do: the end of its last request, or of its start when
+    none has come yet. None while it is busy or still starts.
+    """
+
+    id: str
+    state: str
+    in_flight: int
+    idle_since_s: float | None
+    building_snapshot: bool = False
+    outdated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start `count` new replicas of the current revision."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Freeze a replica; a request sent to it wakes it."""
+
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Drain and end a replica. `reason` is a fixed phrase for logs and metrics."""
+
+    replica_id: str
+    reason: str
+
+
+Action: TypeAlias = Start | Park | Stop
+
+
+def decide(spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, now_s: float) -> list[Action]:
+    """What to do now. `waiting` counts requests that no replica has yet.
+
+    Deterministic and idempotent: once the actions show in `replicas`, the same call answers nothing.
+    Requests may be sent to starting and parked replicas (both hold them), so these count as capacity.
+    """
+    ordered = sorted(replicas, key=_longest_idle_first)
+    live = [r for r in ordered if r.state in _LIVE and not r.outdated]
+    needed = _needed(spec, live, waiting)
+    actions: list[Action] = [
+        Stop(r.id, "outdated") for r in ordered if r.state in _LIVE and r.outdated and _is_free(r, now_s)
+    ]
+    if len(live) < needed:
+        actions.append(Start(needed - len(live)))
+    surplus = _surplus(spec, live, now_s)
+    actions.extend(Stop(r.id, "above max") for r in surplus)
+    actions.extend(_rest(spec, [r for r in live if r not in surplus], needed, now_s))
+    return actions
+
+
+def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: float) -> float | None:
+    """The next instant at which `decide` may answer differently though nothing else has changed.
+
+    On the clock of `now_s`, and always after it; None when time alone changes nothing.
+    """
+    instants: list[float] = []
+    for r in replicas:
+        if r.state not in _LIVE or r.in_flight or r.idle_since_s is None:
+            continue
+        limits = (0.0,) if r.outdated else (spec.park_after_s, spec.idle_s, 0.0)
+        instants.extend(_due_s(r, r.idle_since_s, after_s) for after_s in limits)
+    return min((instant for instant in instants if instant > now_s), default=None)
+
+
+def _longest_idle_first(r: ReplicaView) -> tuple[float, str]:
+    return (math.inf if r.idle_since_s is None else r.idle_since_s, r.id)
+
+
+def _needed(spec: FunctionSpec, live: Sequence[ReplicaView], waiting: int) -> int:
+    """Replicas that demand and the minimum call for, within the maximum."""
+    demand = waiting + sum(r.in_flight for r in live)
+    return min(spec.max_replicas, max(spec.min_replicas, math.ceil(demand / spec.in_flight)))
+
+
+def _due_s(r: ReplicaView, idle_since_s: float, after_s: float) -> float:
+    """When `after_s` of idleness are over; later while a snapshot is being taken."""
+    return idle_since_s + after_s + (SNAPSHOT_GRACE_S if r.building_snapshot else 0.0)
+
+
+def _is_free(r: ReplicaView, now_s: float) -> bool:
+    """Whether stopping it loses neither a request nor, within the grace time, a snapshot."""
+    if r.in_flight:
+        return False
+    if not r.building_snapshot:
+        return True
+    return r.idle_since_s is not None and _due_s(r, r.idle_since_s, 0.0) <= now_s
+
+
+def _surplus(spec: FunctionSpec, live: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
+    """Free replicas above a maximum that was lowered, longest idle first."""
+    free = [r for r in live if _is_free(r, now_s)]
+    return free[: max(0, len(live) - spec.max_replicas)]
+
+
+def _rest(spec: FunctionSpec, live: Sequence[ReplicaView], needed: int, now_s: float) -> list[Action]:
+    """Park or stop what has been idle long enough, keeping `needed` replicas, and as many awake if they are."""
+
+    def is_due(r: ReplicaView, after_s: float) -> bool:
+        return bool(after_s) and r.idle_since_s is not None and _due_s(r, r.idle_since_s, after_s) <= now_s
+
+    actions: list[Action] = []
+    total = len(live)
+    awake = sum(r.state != PARKED for r in live)
+    for r in live:
+        if r.state == STARTING or r.in_flight:
+            continue
+        parked = r.state == PARKED
+        if not (total if parked else awake) > needed:
+            continue
+        if is_due(r, spec.idle_s):
+            actions.append(Stop(r.id, "idle"))
+            total -= 1
+            awake -= not parked
+        elif not parked and is_due(r, spec.park_after_s):
+            actions.append(Park(r.id))
+            awake -= 1
+    return actions
