@@ -25,6 +25,12 @@ def _switch(text: str) -> bool:
     raise ValueError("true or false")
 
 
+def _when(text: str) -> str:
+    if text not in {"auto", "on", "off"}:
+        raise ValueError("auto, on or off")
+    return text
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace(",", " ").split() if word)
 
@@ -68,8 +74,13 @@ class ReplicaSettings:
     )
     ready_path: str = _variable("ready_path", str, "", "readiness asks the handler at this path")
     log_call_id: bool = _variable("log_callid log_call_id", _switch, False, "log each request's X-Call-Id")
-    process_snapshot: bool = _variable("GPUFN_PROCESS_SNAPSHOT", _switch, True, "take and restore process snapshots")
-    weight_snapshot: bool = _variable("GPUFN_WEIGHT_SNAPSHOT", _switch, True, "keep and map weight snapshots")
+    process_snapshot: str = _variable(
+        "GPUFN_PROCESS_SNAPSHOT", _when, "auto", "take and restore process snapshots; auto: where `load` is defined"
+    )
+    weight_snapshot: str = _variable(
+        "GPUFN_WEIGHT_SNAPSHOT", _when, "auto", "keep and map weight snapshots; auto: where `build` is defined"
+    )
+    device: str = _variable("GPUFN_DEVICE", str, "", "device that `load` is given; empty: cuda:0 where there is one, else cpu")
     snapshot_env: tuple[str, ...] = _variable(
         "GPUFN_SNAPSHOT_ENV", _words, (), "variables that `load` sees and the snapshot may hold; all others come later"
     )

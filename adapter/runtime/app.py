@@ -1,0 +1,136 @@
+"""The WSGI layer around the user's app: probes, call ids, durations, counters.
+
+What of-watchdog's HTTP mode adds to an answer (host-framework contract: ``X-Call-Id``,
+``X-Duration-Seconds``, ``/_/health``, ``/_/ready``) is added here, inside the model process, so that
+no proxy stands in the way of a request.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, LIVENESS_PATHS, READINESS_PATHS
+from adapter.runtime.buckets import BUCKETS_S
+
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+_STREAMING_TYPES = ("text/event-stream", "application/x-ndjson")
+
+
+class RequestStats:
+    """Counts of finished requests by (method, status), with a duration histogram; safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._buckets: dict[tuple[str, str], list[int]] = {}
+        self._sums: dict[tuple[str, str], float] = {}
+
+    def add(self, method: str, status: str, seconds: float) -> None:
+        key = (method, status)
+        with self._lock:
+            self._counts[key] += 1
+            self._sums[key] = self._sums.get(key, 0.0) + seconds
+            buckets = self._buckets.setdefault(key, [0] * (len(BUCKETS_S) + 1))
+            buckets[bisect.bisect_left(BUCKETS_S, seconds)] += 1
+
+    def to_json(self) -> list[dict[str, Any]]:
+        with self._lock:
+            return [
+                {"method": m, "code": c, "count": n, "sum": self._sums[m, c], "buckets": list(self._buckets[m, c])}
+                for (m, c), n in sorted(self._counts.items())
+            ]
+
+
+class Watched:
+    """Wraps the function's WSGI app; `on_answered` runs after each request."""
+
+    def __init__(
+        self,
+        app: Wsgi,
+        *,
+        ready_path: str,
+        log_call_id: bool,
+        on_answering: Callable[[Any], None],
+        on_answered: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._ready_path = ready_path
+        self._log_call_id = log_call_id
+        self._on_answering = on_answering
+        self._on_answered = on_answered
+        self.stats = RequestStats()
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path in LIVENESS_PATHS:
+            return _plain(start_response, "200 OK", b"OK")
+        if path in READINESS_PATHS:
+            if not self._ready_path:
+                return _plain(start_response, "200 OK", b"OK")
+            environ.update(PATH_INFO=self._ready_path, RAW_URI=self._ready_path, QUERY_STRING="", REQUEST_METHOD="GET")
+            return self._app(environ, start_response)
+        return self._measured(environ, start_response)
+
+    def _measured(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        started = time.monotonic()
+        call_id = environ.get("HTTP_X_CALL_ID") or str(uuid.uuid4())
+        environ["HTTP_X_CALL_ID"] = call_id
+        status_code = "500"
+
+        def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            nonlocal status_code
+            status_code = status[:3]
+            self._on_answering(environ.get("gunicorn.socket"))
+            names = {name.lower(): value for name, value in headers}
+            if CALL_ID_HEADER.lower() not in names:
+                headers.append((CALL_ID_HEADER, call_id))
+            if not names.get("content-type", "").startswith(_STREAMING_TYPES):
+                headers.append((DURATION_HEADER, f"{time.monotonic() - started:.6f}"))
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        def finish() -> None:
+            seconds = time.monotonic() - started
+            self.stats.add(environ["REQUEST_METHOD"], status_code, seconds)
+            self._on_answered()
+            if self._log_call_id:
+                print(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} - {status_code} - {call_id} ({seconds:.4f}s)")
+
+        try:
+            return _Closing(self._app(environ, begin), finish)
+        except BaseException:
+            finish()
+            raise
+
+
+class _Closing:
+    """A response body that calls back when the server is done with it, sent or broken off."""
+
+    __slots__ = ("_body", "_finish")
+
+    def __init__(self, body: Iterable[bytes], finish: Callable[[], None]) -> None:
+        self._body = body
+        self._finish = finish
+
+    def __iter__(self) -> Any:
+        return iter(self._body)
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._finish()
+
+
+def _plain(start_response: StartResponse, status: str, body: bytes) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]

@@ -1,0 +1,629 @@
+"""The entrypoint: first process of a replica. Holds requests, brings the model process up, watches it, drains it.
+
+    starting ──▶ serving ⇄ parked          any state ──▶ draining ──▶ gone
+       │  ▲         │
+       ▼  └─────────┘ (the model process died: start again, behind a back-off)
+     failed ──(a request after the back-off)──▶ starting
+
+One thread, one selector. It proxies nothing: the model process is given the listening socket and the
+connections that were accepted before it was there (see `front`, `channel`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import AdapterError, HandlerError, SnapshotError, Timeout, Unavailable
+from adapter.records import Event, EventName, PhaseName, Rung
+from adapter.replica import Command, ReplicaSettings, user_environment
+from adapter.runtime import launch, metrics
+from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
+from adapter.runtime.front import Front, answer
+from adapter.runtime.ladder import Step, Wanted, plan
+from adapter.runtime.orders import Birth, Orders, Status, error_of
+from adapter.runtime.start import Start
+from adapter.snapshot.process import error_lines
+from adapter.spec import read_handler_shape
+
+_RESTORE_LIMIT_S = 30.0
+"""A restore that takes longer has hung: half a gigabyte takes a tenth of a second."""
+
+_BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Between failed starts, by how many there were in a row."""
+
+_NOT_LAUNCHED = "start-failed"
+
+_SOCKET_PATH_LIMIT_BYTES = 107
+
+
+class State(Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    PARKED = "parked"
+    FAILED = "failed"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+class Entrypoint:
+    """One replica. `run` returns the exit code: 0 after a drain, 1 when the handler cannot be found at all."""
+
+    def __init__(self, settings: ReplicaSettings, environ: dict[str, str], began_ns: int) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._began_ns = began_ns
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_ids = itertools.count()
+        self._state = State.STARTING
+        self._start: Start | None = None
+        self._launched: launch.Launched | None = None
+        self._status_buffer = b""
+        self._model_pid = 0
+        self._channel: Channel | None = None
+        self._parking = False
+        self._draining_wanted = False
+        self._failures = 0
+        self._retry_at = 0.0
+        self._failure: AdapterError | None = None
+        self._snapshotter = 0
+        self._snapshotter_output = -1
+        self._snapshot_tried = False
+        self._events_fd = settings.events_fd if settings.events_fd >= 0 else 1
+        self._metrics = metrics.Metrics(settings.function, settings.namespace)
+        self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
+        self._wanted: Wanted | None = None
+
+    # The loop -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        for descriptor in (self._settings.listen_fd, self._settings.events_fd, self._settings.commands_fd):
+            if descriptor > 2:
+                os.set_inheritable(descriptor, False)  # ours alone: user code must not hold the port
+        self._front = Front(
+            self._listen(),
+            self._selector,
+            self._settings.held,
+            probe=self._probe,
+            refuse=self._refuse,
+            on_held=self._on_held,
+        )
+        self._front.accept_here(True)
+        self._say(EventName.LISTENING, port=self._front.listener.getsockname()[1])
+        self._watch_signals()
+        self._watch_commands()
+        self._listen_for_models()
+        self._listen_for_scrapes()
+        self._begin_start(self._began_ns)
+        while self._state is not State.GONE:
+            self._turn()
+        self._say(EventName.STOPPED)
+        return 0
+
+    def _turn(self) -> None:
+        timeout = None
+        if self._timers:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            if key.fd in self._selector.get_map():  # an earlier callback of this turn may have closed it
+                key.data()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), call))
+
+    def _say(self, name: EventName, **fields: Any) -> None:
+        line = Event(name, time.time_ns(), fields).to_line()
+        with suppress(OSError):  # whoever listened is gone: that is found on the commands, not here
+            os.write(self._events_fd, line)
+
+    # Sockets and signals ------------------------------------------------------------------------
+
+    def _listen(self) -> socket.socket:
+        if self._settings.listen_fd >= 0:
+            return socket.socket(fileno=self._settings.listen_fd)
+        return socket.create_server(("0.0.0.0", self._settings.port), backlog=1024, reuse_port=False)  # noqa: S104
+
+    def _watch_signals(self) -> None:
+        wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+
+        def woken() -> None:
+            numbers = set(os.read(wake_r, 512))
+            if signal.SIGCHLD in numbers:
+                self._reap()
+            if numbers & {signal.SIGTERM, signal.SIGINT}:
+                self._begin_drain()
+
+        self._selector.register(wake_r, selectors.EVENT_READ, woken)
+
+    def _watch_commands(self) -> None:
+        descriptor = self._settings.commands_fd
+        if descriptor < 0:
+            return
+
+        def heard() -> None:
+            words = os.read(descriptor, 4096)
+            if not words:
+                self._selector.unregister(descriptor)
+            if not words or Command.STOP in words:
+                self._begin_drain()
+            elif Command.PARK in words:
+                self._begin_park()
+
+        self._selector.register(descriptor, selectors.EVENT_READ, heard)
+
+    def _listen_for_models(self) -> None:
+        path = str(self._runtime_dir / "c")
+        if len(path.encode()) > _SOCKET_PATH_LIMIT_BYTES:
+            path = tempfile.mkdtemp(prefix="gpufn-") + "/c"
+        self._channel_path = path
+        listener = listen(path)
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._meet_model(listener))
+
+    def _listen_for_scrapes(self) -> None:
+        if not self._settings.metrics_port:
+            return
+        try:
+            listener = socket.create_server(("0.0.0.0", self._settings.metrics_port))  # noqa: S104
+        except OSError as error:
+            print(f"gpufn: no metrics on port {self._settings.metrics_port}: {error}", file=sys.stderr)
+            return
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._metrics.scrape(listener, self._ask_stats))
+
+    def _ask_stats(self) -> bool:
+        return self._channel is not None and self._state is State.SERVING and self._channel.send({"op": "stats"})
+
+    # What the front asks ------------------------------------------------------------------------
+
+    def _probe(self, readiness: bool) -> bytes:
+        if not readiness:
+            return answer(200, b"OK")
+        if self._state is State.PARKED:
+            return answer(200, b"OK")  # a request wakes it within milliseconds
+        return answer(503, self._state.value.encode())
+
+    def _refuse(self) -> AdapterError | None:
+        if self._state is State.DRAINING:
+            return Unavailable("This replica is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
+        if self._failure is not None and time.monotonic() < self._retry_at:
+            return self._failed_error()
+        return None
+
+    def _failed_error(self) -> AdapterError:
+        assert self._failure is not None
+        wait_s = max(1.0, self._retry_at - time.monotonic())
+        failure = self._failure
+        return HandlerError(
+            failure.message, why=failure.why, hint=failure.hint, code=failure.code, retry_after_s=wait_s
+        )
+
+    def _on_held(self) -> None:
+        if self._state is State.PARKED:
+            self._resume()
+        elif self._state is State.FAILED:
+            self._begin_start(time.monotonic_ns())
+
+    # Starting -----------------------------------------------------------------------------------
+
+    def _begin_start(self, began_ns: int) -> None:
+        self._state = State.STARTING
+        try:
+            shape = read_handler_shape(Path(self._settings.folder))
+            self._wanted = Wanted.of(self._settings, shape, self._environ)
+            steps, skipped = plan(self._wanted)
+        except (AdapterError, OSError) as error:
+            self._start = Start(self._settings, began_ns, [], [])
+            return self._give_up(_as_handler_error(error))
+        self._start = Start(self._settings, began_ns, steps, skipped)
+        return self._try_next()
+
+    def _try_next(self) -> None:
+        start = self._start
+        assert start is not None
+        step = start.next_step()
+        if step is None:
+            return self._give_up(start.last_error or HandlerError("The function cannot be started."))
+        try:
+            self._launched = self._launch(step)
+        except (OSError, KeyError, SnapshotError) as error:
+            return self._rung_failed(_as_handler_error(error))
+        start.launched()
+        self._status_buffer = b""
+        self._selector.register(self._launched.status_fd, selectors.EVENT_READ, self._read_status)
+        limit_s = _RESTORE_LIMIT_S if step.rung is Rung.RESTORE else self._settings.start_timeout_s
+        self._after(limit_s, lambda: self._start_took_too_long(start, step, limit_s))
+        return None
+
+    def _launch(self, step: Step) -> launch.Launched:
+        wanted = self._wanted
+        assert wanted is not None
+        if step.rung is Rung.RESTORE:
+            assert step.snapshot is not None
+            launched = launch.restore_model(step.snapshot, self._runtime_dir, self._environ)
+            self._model_pid = int(step.snapshot.facts["pid"])
+        else:
+            birth = Birth(
+                self._settings.folder,
+                wanted.device,
+                step.rung,
+                self._settings.body_limit_bytes,
+                weights=str(step.snapshot.path) if step.snapshot else "",
+            )
+            environment = launch.model_environment(self._environ, wanted.shared, birth)
+            launched = launch.start_model(wanted.python, environment)
+            self._model_pid = launched.pid
+        os.set_blocking(launched.orders_fd, False)
+        with suppress(OSError):  # read when the process gets to its snapshot point; one that died is reaped
+            os.write(launched.orders_fd, self._orders(restored=step.rung is Rung.RESTORE).to_line())
+        return launched
+
+    def _orders(self, *, restored: bool) -> Orders:
+        settings = self._settings
+        return Orders(
+            channel=self._channel_path,
+            restored=restored,
+            environment=user_environment(self._environ),
+            secrets_dir=settings.secrets_dir,
+            hostname=self._environ.get("HOSTNAME", settings.replica),
+            in_flight=settings.in_flight,
+            queue=settings.queue,
+            exec_timeout_s=settings.exec_timeout_s,
+            drain_timeout_s=settings.write_timeout_s,
+            ready_path=settings.ready_path,
+            log_call_id=settings.log_call_id,
+        )
+
+    def _read_status(self) -> None:
+        assert self._launched is not None
+        data = os.read(self._launched.status_fd, 65536)
+        if not data:
+            self._selector.unregister(self._launched.status_fd)
+        if self._start is None:
+            return
+        *lines, self._status_buffer = (self._status_buffer + data).split(b"\n")
+        for line in map(json.loads, lines):
+            if line["kind"] == Status.PHASE.value:
+                self._start.reported(PhaseName(line["name"]), line["start_ns"], line["end_ns"])
+            elif line["kind"] == Status.FAILED.value:
+                self._start.last_error = error_of(line)
+            elif line["kind"] == Status.WOKE.value:
+                self._start.woke()
+
+    def _meet_model(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        if self._channel is not None or self._state is not State.STARTING:
+            connection.close()  # of a rung that was given up
+            return
+        channel = Channel(connection)
+        self._channel = channel
+        self._selector.register(channel.fileno(), selectors.EVENT_READ, lambda: self._hear(channel))
+
+    def _start_took_too_long(self, start: Start, step: Step, limit_s: float) -> None:
+        if self._start is start and start.step is step and self._state is State.STARTING:
+            self._rung_failed(
+                Timeout(
+                    f"The function was not up after {limit_s:g} s ({step.rung.value}).",
+                    hint="Raise limits.start_timeout, or see what `load` waits for: gpufn logs NAME",
+                    code="start-timeout",
+                )
+            )
+
+    def _rung_failed(self, error: AdapterError) -> None:
+        start = self._start
+        assert start is not None
+        self._drop_model()
+        start.failed(error)
+        self._metrics.count_skipped(start.rung.value, error.code)
+        if start.rung is Rung.RESUME:
+            return self._restart(error)
+        step, store = start.step, self._wanted.store if self._wanted else None
+        if step is not None and step.snapshot is not None and store is not None and error.code != _NOT_LAUNCHED:
+            store.remove(step.snapshot)  # it failed once; a new one is taken from the next warm start
+        return self._try_next()
+
+    def _give_up(self, error: AdapterError) -> None:
+        start = self._start
+        assert start is not None
+        self._failures += 1
+        self._retry_at = time.monotonic() + _backoff_s(self._failures)
+        self._failure = error
+        self._state = State.FAILED
+        start.held = len(self._front.held)
+        record = start.record(error)
+        self._front.refuse_held(self._failed_error())
+        self._metrics.count_start(record, ok=False)
+        reason = f"{error.message} {error.why}".strip()
+        self._say(EventName.FAILED, code=error.code, reason=reason, record=record.to_json())
+        if self._draining_wanted:
+            self._drained()
+
+    # Serving ------------------------------------------------------------------------------------
+
+    def _hear(self, channel: Channel) -> None:
+        message, descriptors = channel.receive()
+        op = message.get("op")
+        if op is None:
+            self._selector.unregister(channel.fileno())
+            return
+        if op == "hello":
+            self._hand_over(listener=True)
+        elif op == "serving":
+            self._now_serving()
+        elif op == "answered":
+            self._start_is_over(answered=True)
+        elif op == "connections":
+            for descriptor in descriptors:
+                self._front.adopt(socket.socket(fileno=descriptor))
+        elif op == "parked":
+            self._now_parked()
+        elif op == "busy":
+            self._parking = False
+        elif op == "stats":
+            self._metrics.answer_scrapes(message["requests"], message["in_flight"])
+        elif op in ("stuck", "wrong"):
+            self._replace_model(op, str(message.get("reason", "")))
+
+    def _hand_over(self, *, listener: bool) -> None:
+        """Give the model process the port (`listener`) and every connection that waits here."""
+        assert self._channel is not None and self._start is not None
+        if listener:
+            self._front.accept_here(False)
+        self._start.held = len(self._front.held)
+        waiting = self._front.take_all()
+        first = [self._front.listener.fileno()] if listener else []
+        descriptors = first + [sock.fileno() for sock in waiting]
+        for at in range(0, max(1, len(descriptors)), MAX_DESCRIPTORS):
+            batch = descriptors[at : at + MAX_DESCRIPTORS]
+            self._channel.send({"op": "serve", "listener": listener and at == 0}, batch)
+        for sock in waiting:
+            sock.close()
+
+    def _now_serving(self) -> None:
+        start = self._start
+        assert start is not None
+        self._state = State.SERVING
+        self._failure = None
+        start.handed_over()
+        self._say(EventName.SERVING, rung=start.rung.value)
+        if not start.held:
+            self._start_is_over(answered=False)
+        if self._draining_wanted:
+            self._drain_model()
+
+    def _start_is_over(self, *, answered: bool) -> None:
+        start = self._start
+        if start is None or self._state not in (State.SERVING, State.DRAINING):
+            return
+        if answered:
+            self._failures = 0
+            start.answered()
+        record = start.record()
+        self._start = None
+        self._metrics.count_start(record, ok=True)
+        self._say(EventName.STARTED, record=record.to_json())
+        if record.rung is not Rung.RESUME:
+            self._take_snapshots(record.rung)
+
+    def _replace_model(self, op: str, reason: str) -> None:
+        """Its threads all hang, or it answers its examples wrongly after a restore: start anew without it."""
+        wanted = self._wanted
+        if op == "wrong" and wanted is not None and wanted.store is not None:
+            with suppress(AdapterError, OSError):
+                wanted.store.remove(wanted.find("process"))
+        error = HandlerError(
+            "The model process was replaced.",
+            why=reason or "Every thread of it is past exec_timeout.",
+            code="stuck" if op == "stuck" else "wrong-answer",
+        )
+        print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
+        self._drop_model()
+        self._restart(error)
+
+    # Parking ------------------------------------------------------------------------------------
+
+    def _begin_park(self) -> None:
+        if self._state is State.SERVING and not self._parking and self._channel is not None and self._start is None:
+            self._parking = self._channel.send({"op": "park"})
+
+    def _now_parked(self) -> None:
+        self._parking = False
+        if self._state is not State.SERVING:
+            return
+        self._signal_model(signal.SIGSTOP)
+        self._state = State.PARKED
+        self._front.accept_here(True)
+        self._say(EventName.PARKED)
+
+    def _resume(self) -> None:
+        self._start = Start(self._settings, time.monotonic_ns(), [Step(Rung.RESUME)], [])
+        self._start.next_step()
+        self._state = State.STARTING
+        self._signal_model(signal.SIGCONT)
+        self._start.launched()
+        self._start.woke()
+        self._hand_over(listener=True)
+        start, step = self._start, self._start.step
+        assert step is not None
+        self._after(_RESTORE_LIMIT_S, lambda: self._start_took_too_long(start, step, _RESTORE_LIMIT_S))
+
+    # Snapshots ----------------------------------------------------------------------------------
+
+    def _take_snapshots(self, rung: Rung) -> None:
+        """In the background, once a life, where a faster start next time can be had."""
+        wanted = self._wanted
+        if wanted is None or self._snapshot_tried or self._snapshotter or self._state is not State.SERVING:
+            return
+        if rung is Rung.RESTORE or not (wanted.takes_process_snapshots or wanted.takes_weight_snapshots):
+            return
+        self._snapshot_tried = True
+        output_r, output_w = os.pipe()
+        environment = {**self._environ, "PYTHONPATH": launch.python_path(self._environ)}
+        self._snapshotter = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "adapter.runtime.snapshotter"],
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, output_w, 1)],
+        )
+        os.close(output_w)
+        self._snapshotter_output = output_r
+        self._say(EventName.SNAPSHOT, state="building", reason="", key="", bytes=0, seconds=0)
+
+    def _snapshotter_ended(self) -> None:
+        self._snapshotter = 0
+        with os.fdopen(self._snapshotter_output, "rb") as output:
+            said = output.read()
+        try:
+            result = json.loads(said.splitlines()[-1])
+        except (ValueError, IndexError):
+            result = {"state": "failed", "code": "snapshotter-died", "reason": "It ended without a word."}
+        self._metrics.count_snapshot(str(result["state"]))
+        defaults = {"reason": "", "key": "", "bytes": 0, "seconds": 0}
+        self._say(EventName.SNAPSHOT, **{**defaults, **result})
+
+    # The model process's end --------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._snapshotter:
+                self._snapshotter_ended()
+            elif self._launched is not None and self._launched.criu and pid == self._launched.pid:
+                if status != 0 and self._state is State.STARTING and self._channel is None:
+                    self._restore_failed(status)
+            elif pid == self._model_pid:
+                self._model_ended(os.waitstatus_to_exitcode(status))
+
+    def _restore_failed(self, status: int) -> None:
+        assert self._launched is not None
+        why = error_lines(self._launched.log) if self._launched.log else ""
+        self._rung_failed(
+            SnapshotError(
+                "CRIU could not restore the process.",
+                why=why or f"It ended with code {os.waitstatus_to_exitcode(status)}.",
+                code="restore-failed",
+            )
+        )
+
+    def _model_ended(self, code: int) -> None:
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        self._model_pid = 0
+        if self._state is State.DRAINING:
+            self._state = State.GONE
+        elif self._state is State.STARTING and self._start is not None and self._start.rung is not Rung.RESUME:
+            if self._launched is not None:
+                self._drain_status()
+            said = self._start.last_error
+            ended = HandlerError("The function ended while it started.", why=f"Its process ended {how}.", code="handler-exited")
+            self._start.last_error = None
+            self._rung_failed(said or ended)
+        else:
+            self._drop_model()
+            self._restart(HandlerError("The function's process ended.", why=f"It ended {how}.", code="model-exited"))
+
+    def _drain_status(self) -> None:
+        """Read what the process said last: its end may be noticed before its words."""
+        with suppress(BlockingIOError, KeyError):
+            os.set_blocking(self._launched.status_fd, False)  # type: ignore[union-attr]
+            self._read_status()
+
+    def _restart(self, error: AdapterError) -> None:
+        """At once the first time; behind a back-off where nothing was answered since the last time."""
+        self._metrics.count_exit(error.code)
+        self._say(EventName.MODEL_EXITED, code=error.code, reason=error.why)
+        self._front.accept_here(True)
+        self._start = None
+        self._failures += 1
+        if self._failures == 1:
+            return self._begin_start(time.monotonic_ns())
+        self._state = State.FAILED
+        self._failure = error
+        self._retry_at = time.monotonic() + _backoff_s(self._failures)
+        return None
+
+    def _drop_model(self) -> None:
+        """Nothing of the current model process is left: its pipes, its channel, itself."""
+        if self._launched is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(self._launched.status_fd)
+            if self._launched.criu:
+                _kill(self._launched.pid)
+            self._launched.close()
+            self._launched = None
+        if self._channel is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        if self._model_pid:
+            _kill(self._model_pid)
+            self._model_pid = 0
+        self._parking = False
+
+    def _signal_model(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._model_pid, number)
+
+    # Draining -----------------------------------------------------------------------------------
+
+    def _begin_drain(self) -> None:
+        if self._draining_wanted:
+            return
+        self._draining_wanted = True
+        if self._snapshotter:
+            _kill(self._snapshotter)
+        grace_s = self._settings.healthcheck_interval_s + self._settings.write_timeout_s
+        self._after(grace_s, self._drained)
+        if self._state is State.STARTING and self._front.held:
+            return  # those were promised an answer: they get it, then the drain goes on
+        self._after(self._settings.healthcheck_interval_s, self._drain_model)
+
+    def _drain_model(self) -> None:
+        was, self._state = self._state, State.DRAINING
+        if was is not State.SERVING or self._channel is None or not self._channel.send({"op": "drain"}):
+            self._drained()
+
+    def _drained(self) -> None:
+        if self._state is State.GONE:
+            return
+        self._front.refuse_held(Unavailable("This replica is shutting down.", code="draining", retry_after_s=1))
+        self._drop_model()
+        self._front.close()
+        self._state = State.GONE
+
+
+def _as_handler_error(error: BaseException) -> AdapterError:
+    if isinstance(error, AdapterError):
+        return error
+    return HandlerError("The function cannot be started.", why=f"{error}.", code=_NOT_LAUNCHED)
+
+
+def _backoff_s(failures: int) -> float:
+    return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

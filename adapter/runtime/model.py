@@ -1,0 +1,195 @@
+"""The model process: user code, warm, with no socket until the entrypoint hands it some.
+
+    birth ─▶ import ─▶ load (or build + weight snapshot) ─▶ examples ─▶ SNAPSHOT POINT ─▶ orders ─▶ serve
+
+A plain start runs from left to right; a process snapshot is taken at the snapshot point; a restored
+process wakes there. So both serve through the very same code. Descriptors: 0 orders, 1 and 2 the
+function's output, 3 status lines.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import AdapterError, HandlerError
+from adapter.records import PhaseName
+from adapter.runtime.app import Watched
+from adapter.runtime.channel import MAX_DESCRIPTORS, Channel
+from adapter.runtime.examples import Example, load_examples
+from adapter.runtime.handler import Handler, import_handler, make_app, user_code
+from adapter.runtime.orders import BIRTH_VARIABLE, Birth, Orders, Status, phase, report, report_error
+from adapter.runtime.reseed import reseed
+from adapter.runtime.worker import ModelWorker
+
+
+def main() -> int:
+    """Exit code 0 after a drain, 1 when the handler failed (said on the status descriptor)."""
+    birth = Birth.from_variable(os.environ.pop(BIRTH_VARIABLE))
+    try:
+        handler, app = prepare(birth)
+    except AdapterError as error:
+        report_error(error)
+        return 1
+    report(Status.SNAPSHOT_POINT)
+    orders = Orders.read()
+    if orders is None:
+        return 0
+    report(Status.WOKE)
+    try:
+        return serve(orders, handler, app)
+    except AdapterError as error:
+        report_error(error)
+        return 1
+
+
+def prepare(birth: Birth) -> tuple[Handler, Any]:
+    """Everything before the snapshot point. Raises `HandlerError`, `SnapshotError`."""
+    folder = Path(birth.folder)
+    with phase(PhaseName.IMPORT):
+        handler = import_handler(folder)
+    with phase(PhaseName.LOAD):
+        handler.context.model = _make_model(handler, birth)
+    app = make_app(handler, birth.body_limit_bytes)
+    with phase(PhaseName.WARMUP):
+        _warm_up(app, load_examples(folder), strict=birth.for_snapshot)
+    if birth.save_weights:
+        from adapter.snapshot import weights
+
+        weights.save(handler.context.model, Path(birth.save_weights))
+    if birth.for_snapshot:
+        handler.call_hook("before_snapshot")
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not touch (and unshare) its pages
+    return handler, app
+
+
+def _make_model(handler: Handler, birth: Birth) -> Any:
+    if birth.weights:
+        from adapter.snapshot import weights
+
+        model = handler.make("build", birth.device)
+        weights.fill(model, Path(birth.weights), birth.device)
+        return model
+    return handler.make("load", birth.device) if handler.shape.has_load else None
+
+
+def _warm_up(app: Any, examples: list[Example], *, strict: bool) -> None:
+    """Ask each example. A changed answer is said in the log; where the process will be kept, it is an error."""
+    for example in examples:
+        difference = ask(app, example)
+        if not difference:
+            continue
+        print(f"gpufn: example {example.name} has another answer than expected: {difference}", file=sys.stderr, flush=True)
+        if strict:
+            raise HandlerError(
+                f"Example {example.name} has another answer than expected.",
+                why=f"{difference}.",
+                hint=f"Mend the handler, or the expected answer in examples/{example.name}.json.",
+                code="example-changed",
+            )
+
+
+def ask(app: Any, example: Example) -> str:
+    """What differs from the expected answer; empty when nothing does. Goes through the whole app."""
+    with user_code(f"example {example.name}"):
+        response = app.test_client().open(
+            example.path, method=example.method, headers=example.headers, data=example.body
+        )
+        return example.check(response.status_code, dict(response.headers), response.get_data())
+
+
+def serve(orders: Orders, handler: Handler, app: Any) -> int:
+    """Everything after the snapshot point; returns when drained."""
+    os.environ.update(orders.environment)
+    handler.context.hostname = orders.hostname
+    handler.context.secrets_dir = orders.secrets_dir
+    if orders.restored:
+        reseed()
+        handler.call_hook("after_restore")
+    channel = Channel.connect(orders.channel)
+    return Session(channel, orders, app).run()
+
+
+class Session:
+    """One conversation with the entrypoint, from hello to drain."""
+
+    def __init__(self, channel: Channel, orders: Orders, app: Any) -> None:
+        self._channel = channel
+        self._answered = False
+        self._watched = Watched(
+            app,
+            ready_path=orders.ready_path,
+            log_call_id=orders.log_call_id,
+            on_answering=lambda sock: self._worker.answering.add(sock),
+            on_answered=self._on_answered,
+        )
+        self._worker = ModelWorker(
+            self._watched,
+            threads=orders.in_flight,
+            queue=orders.queue,
+            exec_timeout_s=orders.exec_timeout_s,
+            drain_timeout_s=orders.drain_timeout_s,
+            on_stuck=lambda: self._say("stuck"),
+        )
+
+    def run(self) -> int:
+        self._worker.watch(self._channel.fileno(), self._hear)
+        self._say("hello")
+        self._worker.init_process()
+        self._say("drained")
+        return 0
+
+    def _say(self, op: str, **fields: Any) -> None:
+        self._channel.send({"op": op, **fields})
+
+    def _on_answered(self) -> None:
+        """The first answer after a handover ends the start record; a race of threads only repeats it."""
+        if not self._answered:
+            self._answered = True
+            self._say("answered")
+
+    def _hear(self) -> None:
+        message, descriptors = self._channel.receive()
+        op = message.get("op")
+        if op == "serve":
+            self._serve(descriptors, with_listener=bool(message.get("listener")))
+        elif op == "park":
+            self._park()
+        elif op == "stats":
+            self._say("stats", requests=self._watched.stats.to_json(), in_flight=self._worker.in_flight)
+        elif op == "drain":
+            self._worker.alive = False
+        elif op is None:  # the entrypoint is gone, and with it whoever could be answered
+            os._exit(1)
+
+    def _serve(self, descriptors: list[int], *, with_listener: bool) -> None:
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        if with_listener:
+            self._answered = False
+        self._worker.serve(sockets.pop(0) if with_listener else None, sockets)
+        if with_listener:
+            self._say("serving")
+
+    def _park(self) -> None:
+        """Give back the idle connections, unless a request is in flight: then say so and go on."""
+        if self._worker.in_flight:
+            return self._say("busy")
+        idle = self._worker.give_back()
+        for at in range(0, len(idle), MAX_DESCRIPTORS):
+            batch = idle[at : at + MAX_DESCRIPTORS]
+            self._channel.send({"op": "connections"}, [sock.fileno() for sock in batch])
+        for sock in idle:
+            sock.close()
+        return self._say("parked")
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing to tidy up, and some libraries take their time to do it

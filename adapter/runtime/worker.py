@@ -1,0 +1,278 @@
+"""gunicorn's threaded worker, without gunicorn's master: the entrypoint is the master.
+
+It differs from `gunicorn.workers.gthread.ThreadWorker` in four things: connections can be handed in and
+given back (SCM_RIGHTS), the number of waiting requests has a bound (429), probes are answered while all
+threads are busy, and a request that takes too long is answered with 504 while its thread goes on.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from adapter.errors import Overloaded, Timeout
+from adapter.keys import LIVENESS_PATHS, READINESS_PATHS
+from adapter.runtime.front import answer, error_answer, request_path
+
+_TICK_S = 1.0
+
+
+class _Application(BaseApplication):  # type: ignore[misc]
+    """gunicorn's way to be given an app and settings from code."""
+
+    def __init__(self, wsgi: Callable[..., Any], settings: dict[str, Any]) -> None:
+        self._wsgi_app = wsgi
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Any]:
+        return self._wsgi_app
+
+    def wsgi(self) -> Callable[..., Any]:
+        return self._wsgi_app
+
+
+class ModelWorker(ThreadWorker):  # type: ignore[misc]
+    """Serves one WSGI app from threads. `run_with` takes its first sockets and blocks until it is drained."""
+
+    def __init__(
+        self,
+        wsgi: Callable[..., Any],
+        *,
+        threads: int,
+        queue: int,
+        exec_timeout_s: float,
+        drain_timeout_s: float,
+        on_stuck: Callable[[], None],
+    ) -> None:
+        settings = {
+            "threads": threads,
+            "worker_connections": 100_000,  # bounded by `queue`, not by connections
+            "keepalive": 75,
+            "graceful_timeout": int(drain_timeout_s) + 1,
+            "loglevel": "error",
+            "accesslog": None,
+            "worker_tmp_dir": "/dev/shm",
+        }
+        app = _Application(wsgi, settings)
+        super().__init__(0, 0, [], app, 0, app.cfg, Logger(app.cfg))
+        self._threads = threads
+        self._queue = queue
+        self._exec_timeout_s = exec_timeout_s
+        self._on_stuck = on_stuck
+        self._running: dict[TConn, float] = {}  # connections in the pool -> deadline, 0 for none
+        self._channel_events: list[tuple[int, Callable[[], None]]] = []
+        self._overdue: set[TConn] = set()
+        self.answering: set[socket.socket] = set()
+        """Sockets on which an answer has begun: nothing of ours may be written between."""
+        self.paused = False
+
+    # What an arbiter would do -------------------------------------------------------------------
+
+    def init_signals(self) -> None:
+        """The model process keeps its signals: the entrypoint says what to do over the channel."""
+
+    def notify(self) -> None:
+        """There is no arbiter to notify; the tick is used to end requests that take too long."""
+        self._end_overdue()
+
+    def is_parent_alive(self) -> bool:
+        return True  # the channel's end says so
+
+    # Sockets ------------------------------------------------------------------------------------
+
+    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call `callback` on the main thread when `descriptor` is readable."""
+        self._channel_events.append((descriptor, callback))
+        if self.poller is not None:
+            self._register_channel()
+
+    def _register_channel(self) -> None:
+        for descriptor, callback in self._channel_events:
+            self.poller.register(descriptor, selectors.EVENT_READ, lambda _fileobj, call=callback: call())
+        self._channel_events.clear()
+
+    def serve(self, listener: socket.socket | None, connections: list[socket.socket]) -> None:
+        """Take the listener and connections that were accepted elsewhere; those have passed a bound already."""
+        if listener is not None:
+            self.sockets = [listener]
+            self._accepting = False  # the loop sees that and registers it
+            self.paused = False
+        for connection in connections:
+            conn = self._connection(connection)
+            if conn is not None:
+                self._await_data(conn) if not _has_data(connection) else super().enqueue_req(self._timed(conn))
+
+    def _connection(self, connection: socket.socket) -> TConn | None:
+        try:
+            conn = TConn(self.cfg, connection, connection.getpeername(), connection.getsockname())
+        except OSError:  # its client is gone
+            connection.close()
+            return None
+        self.nr_conns += 1
+        return conn
+
+    def give_back(self) -> list[socket.socket]:
+        """Stop accepting and let go of every connection on which no request is being handled."""
+        self.paused = True
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            listener.close()
+        self.sockets = []
+        idle = [*self.keepalived_conns, *self.pending_conns]
+        self.keepalived_conns.clear()
+        self.pending_conns.clear()
+        for conn in idle:
+            self.poller.unregister(conn.sock)
+            self.nr_conns -= 1
+        return [conn.sock for conn in idle]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being handled or waiting for a thread."""
+        return len(self._running)
+
+    def run(self) -> None:
+        self._register_channel()
+        super().run()
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled and not self.paused)
+
+    def accept(self, listener: socket.socket) -> None:
+        """A new connection gets a thread once it has said something: silence must not hold one."""
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        conn = self._connection(connection)
+        if conn is None:
+            return
+        if _has_data(connection):
+            conn.data_ready = True
+            self.enqueue_req(conn)
+        else:
+            self._await_data(conn)
+
+    def _await_data(self, conn: TConn) -> None:
+        conn.sock.setblocking(False)
+        conn.timeout = time.monotonic() + self.cfg.keepalive
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    # Requests -----------------------------------------------------------------------------------
+
+    def enqueue_req(self, conn: TConn) -> None:
+        busy = len(self._running)
+        if busy >= self._threads:  # only then is it worth looking before a thread does
+            path = _peeked_path(conn)
+            if path in LIVENESS_PATHS:
+                return self._end(conn, answer(200, b"OK"))
+            if path in READINESS_PATHS:
+                return self._end(conn, answer(429, b"busy"))
+            if busy >= self._threads + self._queue:
+                return self._end(conn, _too_many(self._threads, self._queue))
+        super().enqueue_req(self._timed(conn))
+        return None
+
+    def _timed(self, conn: TConn) -> TConn:
+        conn.data_ready = True
+        self._running[conn] = 0.0
+        return conn
+
+    def handle(self, conn: TConn) -> Any:
+        if self._exec_timeout_s:
+            self._running[conn] = time.monotonic() + self._exec_timeout_s
+        return super().handle(conn)
+
+    def finish_request(self, conn: TConn, fs: Any) -> None:
+        self._running.pop(conn, None)
+        self._overdue.discard(conn)
+        self.answering.discard(conn.sock)
+        super().finish_request(conn, fs)
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for conn, deadline in list(self._running.items()):
+            if not deadline or now < deadline:
+                continue
+            self._running[conn] = 0.0
+            self._overdue.add(conn)
+            error = Timeout(
+                f"The function did not answer within {self._exec_timeout_s:g} s.",
+                why="exec_timeout ends a request that takes longer.",
+                hint="Raise limits.exec_timeout in gpufn.toml, or stream the answer.",
+                code="exec-timeout",
+            )
+            _send_last(conn.sock, b"" if conn.sock in self.answering else error_answer(error))
+        if len(self._overdue) >= self._threads:  # nobody is left to handle anything
+            self._on_stuck()
+
+    def _end(self, conn: TConn, last_words: bytes) -> None:
+        self.nr_conns -= 1
+        _send_last(conn.sock, last_words)
+        conn.sock.close()
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        if self._exec_timeout_s:
+            soon = min((d for d in list(self._running.values()) if d), default=None)
+            if soon is not None:
+                timeout = max(0.0, min(timeout, soon - time.monotonic()))
+        super().wait_for_and_dispatch_events(min(timeout, _TICK_S))
+
+
+def _has_data(connection: socket.socket) -> bool:
+    try:
+        connection.setblocking(False)
+        return bool(connection.recv(1, socket.MSG_PEEK)) or True  # the end of the stream counts: gunicorn closes it
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.setblocking(True)
+
+
+def _peeked_path(conn: TConn) -> str:
+    try:
+        return request_path(conn.sock.recv(8192, socket.MSG_PEEK | socket.MSG_DONTWAIT)) or ""
+    except OSError:
+        return ""
+
+
+def _send_last(sock: socket.socket, words: bytes) -> None:
+    """Send and shut down, whatever state the client is in; the descriptor stays its owner's."""
+    try:
+        sock.setblocking(False)
+        sock.recv(65536)
+    except OSError:
+        pass
+    try:
+        sock.send(words)
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+def _too_many(threads: int, queue: int) -> bytes:
+    error = Overloaded(
+        "This replica is at its limit.",
+        why=f"{threads} requests are being handled and {queue} wait.",
+        hint="Retry, allow more replicas (scale.max) or more at once (scale.in_flight).",
+        code="in-flight-limit",
+        retry_after_s=1,
+    )
+    body = error_answer(error)
+    return body.replace(b"503 Service Unavailable", b"429 Too Many Requests", 1)

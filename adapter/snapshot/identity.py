@@ -1,0 +1,120 @@
+"""What must be equal for a snapshot to fit: the identity of code, environment and machine.
+
+An identity is a flat mapping of names to short strings; its key is their digest. Both are stored with
+the snapshot, so that a mismatch can name the field that differs. Values that may be secret (variables)
+enter as digests only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from adapter.keys import CONTRACT_VERSION
+
+Identity = dict[str, str]
+
+_CONTENT_LIMIT_BYTES = 2**20
+"""Files above this count by size and time, not content: reading gigabytes of weights would eat the gain."""
+
+_IGNORED = frozenset({"__pycache__", ".git", ".venv", "node_modules", "template", "build"})
+
+
+_WEIGHT_FIELDS = ("contract", "code", "packages", "variables")
+
+
+def weights_identity(identity: Mapping[str, str]) -> Identity:
+    """The part of an identity that weights depend on: code and packages, not the machine."""
+    return {name: identity[name] for name in _WEIGHT_FIELDS}
+
+
+def key_of(identity: Mapping[str, str]) -> str:
+    """Twenty hex digits that name the snapshot of this identity."""
+    text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def differing_fields(mine: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Names of the fields in which two identities differ, sorted."""
+    return sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+
+
+def identity_of(folder: Path, python: str, variables: Mapping[str, str], device: str) -> Identity:
+    """The identity of the function in `folder` run by the interpreter `python` on this machine.
+
+    `variables` are those that `load` sees. Reads small files only; raises `OSError` where it cannot.
+    """
+    return {
+        "contract": str(CONTRACT_VERSION),
+        "shim": tree_digest(Path(__file__).resolve().parents[1]),
+        "folder": str(folder),
+        "code": tree_digest(folder),
+        "python": _interpreter(python),
+        "packages": _packages_digest(python),
+        "variables": _digest(f"{name}={value}" for name, value in sorted(variables.items())),
+        "kernel": platform.release(),
+        "cpu": _cpu_digest(),
+        "device": device,
+        "driver": _driver_version(),
+    }
+
+
+def tree_digest(folder: Path) -> str:
+    """Digest of the names and contents below `folder`, byte-code and version-control folders left out."""
+    return _digest(_tree_lines(folder, ""))
+
+
+def _tree_lines(folder: Path, below: str) -> Iterable[str]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name in _IGNORED or entry.name.endswith(".pyc"):
+                continue
+            name = f"{below}/{entry.name}"
+            if entry.is_dir():
+                yield from _tree_lines(Path(entry.path), name)
+                continue
+            facts = entry.stat()
+            if facts.st_size > _CONTENT_LIMIT_BYTES:
+                yield f"{name} {facts.st_size} {facts.st_mtime_ns}"
+            else:
+                yield f"{name} {hashlib.blake2b(Path(entry.path).read_bytes(), digest_size=16).hexdigest()}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for line in lines:
+        whole.update(line.encode(errors="surrogateescape") + b"\n")
+    return whole.hexdigest()
+
+
+def _interpreter(python: str) -> str:
+    facts = os.stat(python)
+    return f"{os.path.realpath(python)} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _packages_digest(python: str) -> str:
+    """Digest of the distributions beside `python`: their folders are named ``name-version.dist-info``."""
+    library = Path(python).parent.parent / "lib"
+    found: list[str] = []
+    for site in sorted(library.glob("python3*/site-packages")):
+        found += sorted(entry.name for entry in os.scandir(site) if entry.name.endswith(".dist-info"))
+    return _digest([str(library), *found])
+
+
+def _cpu_digest() -> str:
+    """Model and features of the first processor: CRIU and compiled code depend on both."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        first = file.read(8192).split("\n\n", 1)[0]
+    wanted = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part")
+    return _digest([platform.machine(), *(line for line in first.splitlines() if line.startswith(wanted))])
+
+
+def _driver_version() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return "none"

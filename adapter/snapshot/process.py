@@ -1,0 +1,182 @@
+"""Process snapshots through CRIU: find one that works, dump a process, and the command that restores it.
+
+A process that can be dumped waits at its snapshot point with four pipes as descriptors 0 to 3 (orders
+in, output, errors, status out) and nothing else open that leads outside: see `adapter.runtime.model`.
+On restore the pipes are replaced by the new replica's. CRIU's own log stays in the folder when it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter.errors import SnapshotError
+from adapter.keys import ENV_CRIU
+from adapter.snapshot.image import MEMORY_FILE, MEMORY_NAME
+
+PIPE_DESCRIPTORS = 4
+"""Descriptors 0 to 3 of a dumped process are pipes that its next parent supplies."""
+
+_CHECK_TIMEOUT_S = 20.0
+_DUMP_TIMEOUT_S = 120.0
+_CAP_SYS_ADMIN = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Criu:
+    """A CRIU that works here."""
+
+    path: str
+    version: str
+    unprivileged: bool
+    """It has CAP_CHECKPOINT_RESTORE only, and is told so."""
+
+    def command(self, verb: str, images: Path, *options: str) -> list[str]:
+        rights = ["--unprivileged"] if self.unprivileged else []
+        return [self.path, verb, "--images-dir", str(images), "--shell-job", "-v1", *rights, *options]
+
+
+def candidates(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Paths where a CRIU may be, best first. A path that the user names is the only one."""
+    if environ.get(ENV_CRIU):
+        return [environ[ENV_CRIU]]
+    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/root"), ".local/share")
+    installed = shutil.which("criu", path=environ.get("PATH"))
+    places = [os.path.join(data, "gpufn/criu/criu"), "/opt/gpufn/criu/criu", installed]
+    return [place for place in places if place and os.access(place, os.X_OK)]
+
+
+def find_criu(environ: Mapping[str, str] = os.environ) -> Criu:
+    """The first CRIU that passes its own check on this kernel, found by trying it, never by its version.
+
+    Raises `SnapshotError` naming each that was tried and what it said.
+    """
+    unprivileged = not _has_sys_admin()
+    tried = []
+    for path in candidates(environ):
+        options = ["--unprivileged"] if unprivileged else []
+        said = _run([path, "check", *options], _CHECK_TIMEOUT_S)
+        if said is None or said.returncode != 0:
+            tried.append(f"{path}: {_last_line(said.stderr) if said else 'does not run'}")
+            continue
+        version = _run([path, "--version"], _CHECK_TIMEOUT_S)
+        words = version.stdout.split() if version else []
+        return Criu(path, words[1] if len(words) > 1 else "unknown", unprivileged)
+    raise SnapshotError(
+        "No working CRIU here: functions start without process snapshots.",
+        why="; ".join(tried) if tried else "None is installed.",
+        hint="Install a private one with: make criu",
+        code="criu-missing",
+    )
+
+
+def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+def _has_sys_admin() -> bool:
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False
+
+
+def dump(criu: Criu, pid: int, images: Path) -> list[str]:
+    """Dump the process `pid`, which ends with that, into the empty folder `images`.
+
+    Returns the names of its four pipes, in order, which a restore must replace. Raises `SnapshotError`
+    with CRIU's last words.
+    """
+    pipes = []
+    for descriptor in range(PIPE_DESCRIPTORS):
+        target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+        if not target.startswith("pipe:["):
+            raise SnapshotError(f"Descriptor {descriptor} of the process is {target}, not a pipe.", code="not-dumpable")
+        pipes.append(target)
+    log = images / "dump.log"
+    done = _run(criu.command("dump", images, "--tree", str(pid), "--log-file", log.name), _DUMP_TIMEOUT_S)
+    if done is None:
+        raise SnapshotError(f"CRIU did not finish its dump in {_DUMP_TIMEOUT_S:.0f} s.", code="dump-timeout")
+    if done.returncode != 0:
+        raise SnapshotError(
+            "CRIU could not dump the process.",
+            why=error_lines(log) or f"It ended with code {done.returncode}.",
+            hint="See which files, sockets and processes `load` leaves open; `before_snapshot` can close them.",
+            code="dump-failed",
+        )
+    return pipes
+
+
+def restore_command(
+    criu_path: str, images: Path, pipes: Sequence[str], descriptors: Sequence[int], memory: int, *, log: Path
+) -> list[str]:
+    """The command that restores `images` and leaves the process to its caller's process-id namespace.
+
+    `descriptors` are the caller's pipe ends that take the places of `pipes`; `memory` is an open
+    descriptor of the memory file, or -1 where the image has none. The command must inherit them all.
+    """
+    criu = Criu(criu_path, "", not _has_sys_admin())
+    options = ("--restore-detached", "--work-dir", str(log.parent), "--log-file", log.name)
+    command = criu.command("restore", images, *options)
+    for name, descriptor in zip(pipes, descriptors, strict=True):
+        command += ["--inherit-fd", f"fd[{descriptor}]:{name}"]
+    if memory >= 0:
+        command += ["--inherit-fd", f"fd[{memory}]:{MEMORY_NAME}"]
+    return command
+
+
+def open_memory(images: Path) -> int:
+    """A descriptor of the image's memory file for `restore_command`; -1 where it has none."""
+    try:
+        return os.open(images / MEMORY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+
+
+def error_lines(log: Path, limit: int = 3) -> str:
+    """The last errors of a CRIU log as one line, without the harmless one about RLIMIT_NOFILE."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line.split("Error ", 1)[1] for line in lines if "Error " in line and "RLIMIT_NOFILE" not in line]
+    return "; ".join(error.strip() for error in errors[:limit])
+
+
+def raise_process_ids(least: int) -> None:
+    """Make the next process of this namespace have an id of `least` or more.
+
+    A restored process takes the id it was dumped with, so it must not be one that a fresh namespace
+    gives out first. Writes the kernel's counter, or where that is read-only forks until it is reached.
+    """
+    try:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(least - 1))
+        return
+    except OSError:
+        pass
+    for _ in range(least):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        if child >= least:
+            return
+
+
+def kernel() -> str:
+    """Release of the running kernel, part of a snapshot's identity."""
+    return platform.release()

@@ -1,0 +1,341 @@
+"""The snapshot store: one folder a snapshot, published by one rename, bounded in size.
+
+    <root>/<tenant>/<function>/<key>/           0700, owned by whoever runs the replica
+        manifest.json                           identity, checksums, how to restore; written last
+        images/                                 CRIU's files and memory.img      (kind "process")
+        weights.safetensors, manifest …         see adapter.snapshot.weights     (kind "weights")
+        verified.json                           the files' stat when their checksums last held
+        used                                    its time is the last use, for eviction
+
+A snapshot is the memory of a process and is trusted accordingly: foreign owners, writable by others,
+links, unknown names, wrong sizes and wrong checksums are refused by name. Checksums are computed when
+a copy is first used and whenever a file's size, time or inode is not what was verified.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
+from adapter.snapshot.checksum import file_checksum
+from adapter.snapshot.identity import Identity, differing_fields, key_of
+
+MANIFEST = "manifest.json"
+VERIFIED = "verified.json"
+USED = "used"
+FORMAT = 1
+_OWN_FILES = frozenset({MANIFEST, VERIFIED, USED, VERIFIED + ".part"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MANIFEST_LIMIT_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A published snapshot. `facts` is what its kind needs to be restored, `files` path -> checksum."""
+
+    path: Path
+    key: str
+    kind: str
+    function: str
+    tenant: str
+    identity: Identity
+    facts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    created_at_ns: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk, holes left out."""
+        return sum((self.path / name).stat().st_blocks * 512 for name in self.files)
+
+    @property
+    def used_at_ns(self) -> int:
+        try:
+            return (self.path / USED).stat().st_mtime_ns
+        except FileNotFoundError:
+            return self.created_at_ns
+
+
+class Store:
+    """Snapshots below `root`, kept under `limit_bytes` by dropping the least recently used."""
+
+    def __init__(self, root: Path, limit_bytes: int = 20 * 2**30) -> None:
+        self.root = root
+        self.limit_bytes = limit_bytes
+
+    def folder(self, tenant: str, function: str) -> Path:
+        """Where snapshots of one function lie; made with mode 0700."""
+        for name in (tenant, function):
+            if not _NAME.fullmatch(name):
+                raise SnapshotError(f"{name!r} cannot name a folder of snapshots.", code="bad-name")
+        folder = self.root / tenant / function
+        for path in (self.root, self.root / tenant, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def find(self, tenant: str, function: str, identity: Identity, kind: str) -> Snapshot:
+        """The snapshot that fits, its checksums known to hold.
+
+        Raises `NotFound` (its `why` names the fields in which the nearest one differs, code
+        ``none`` or ``mismatch``) and `SnapshotCorrupt`.
+        """
+        path = self.folder(tenant, function) / f"{kind}-{key_of(identity)}"
+        if not os.path.lexists(path):
+            raise self._not_found(tenant, function, identity, kind)
+        snapshot = read_snapshot(path)
+        if snapshot.identity != identity:
+            raise SnapshotCorrupt(f"The manifest of {path.name} is of another identity.", code="snapshot-corrupt")
+        verify(snapshot)
+        os.utime(_touch(path / USED))
+        return snapshot
+
+    def _not_found(self, tenant: str, function: str, identity: Identity, kind: str) -> NotFound:
+        others = [snapshot for snapshot in self.all(tenant, function) if snapshot.kind == kind]
+        if not others:
+            return NotFound("No snapshot yet.", code="none")
+        nearest = min((differing_fields(identity, other.identity) for other in others), key=len)
+        return NotFound(
+            "The snapshot does not fit.", why="Differs in: " + ", ".join(nearest) + ".", code="mismatch"
+        )
+
+    @contextmanager
+    def building(self, tenant: str, function: str, identity: Identity, kind: str) -> Iterator[Draft]:
+        """A draft folder for one snapshot; nobody else builds the same meanwhile (`Conflict`).
+
+        What is not published when the block ends is removed; so is what builders that died left behind.
+        """
+        folder = self.folder(tenant, function)
+        key = key_of(identity)
+        lock = folder / f".{kind}-{key}.lock"
+        with _lock(lock):
+            _sweep(folder, lock)
+            draft = folder / f".draft-{kind}-{key}-{secrets.token_hex(4)}"
+            draft.mkdir(mode=0o700)
+            try:
+                yield Draft(self, draft, folder / f"{kind}-{key}", kind, function, tenant, identity)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def all(self, tenant: str | None = None, function: str | None = None) -> list[Snapshot]:
+        """Every readable snapshot, newest first; damaged ones are left out (see `read_snapshot`)."""
+        found = []
+        for path in self.root.glob(f"{tenant or '*'}/{function or '*'}/*-*"):
+            if path.name.startswith("."):
+                continue
+            try:
+                found.append(read_snapshot(path))
+            except SnapshotError:
+                continue
+        return sorted(found, key=lambda snapshot: -snapshot.created_at_ns)
+
+    def remove(self, snapshot: Snapshot) -> None:
+        """At once and whole: out of sight by a rename, then deleted. Processes that map it keep their pages."""
+        gone = snapshot.path.with_name(f".draft-{snapshot.path.name}-{secrets.token_hex(4)}")
+        try:
+            os.rename(snapshot.path, gone)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def evict(self, *, keep: Path | None = None) -> list[Snapshot]:
+        """Drop the least recently used until the store is below its limit; `keep` stays. Returns the dropped."""
+        snapshots = sorted(self.all(), key=lambda snapshot: snapshot.used_at_ns)
+        total = sum(snapshot.size_bytes for snapshot in snapshots)
+        dropped = []
+        for snapshot in snapshots:
+            if total <= self.limit_bytes:
+                break
+            if snapshot.path == keep:
+                continue
+            total -= snapshot.size_bytes
+            self.remove(snapshot)
+            dropped.append(snapshot)
+        return dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A snapshot being made in `path`; `publish` makes it visible."""
+
+    store: Store
+    path: Path
+    target: Path
+    kind: str
+    function: str
+    tenant: str
+    identity: Identity
+
+    def publish(self, facts: Mapping[str, Any]) -> Snapshot:
+        """Checksum, write the manifest, sync, rename. Raises `OSError` (a full disk) with nothing published."""
+        files = {}
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                name = path.relative_to(self.path).as_posix()
+                files[name] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
+                _sync(path)
+        manifest = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "function": self.function,
+            "tenant": self.tenant,
+            "identity": self.identity,
+            "facts": dict(facts),
+            "files": files,
+            "created_at_ns": time.time_ns(),
+        }
+        _write(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _write(self.path / VERIFIED, json.dumps(_stats(self.path, files)).encode())
+        _write(self.path / USED, b"")
+        if self.target.exists():
+            self.store.remove(read_snapshot(self.target))
+        os.rename(self.path, self.target)
+        _sync(self.target.parent)
+        self.store.evict(keep=self.target)
+        return read_snapshot(self.target)
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """The manifest in `path`, its folder and files checked for owner, mode, kind and size, not for content.
+
+    Raises `SnapshotCorrupt` naming what is wrong.
+    """
+    _check_trusted(path, directory=True)
+    manifest_path = path / MANIFEST
+    if _check_trusted(manifest_path).st_size > _MANIFEST_LIMIT_BYTES:
+        raise SnapshotCorrupt(f"{manifest_path} is too large for a manifest.")
+    try:
+        data = json.loads(manifest_path.read_bytes())
+        if data["format"] != FORMAT:
+            raise SnapshotCorrupt(f"{path.name} has format {data['format']}, this gpufn reads {FORMAT}.")
+        files = {str(name): dict(entry) for name, entry in data["files"].items()}
+        snapshot = Snapshot(
+            path=path,
+            key=key_of(data["identity"]),
+            kind=str(data["kind"]),
+            function=str(data["function"]),
+            tenant=str(data["tenant"]),
+            identity={str(name): str(value) for name, value in data["identity"].items()},
+            facts=dict(data["facts"]),
+            files=files,
+            created_at_ns=int(data["created_at_ns"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
+    _check_files(snapshot)
+    return snapshot
+
+
+def _check_files(snapshot: Snapshot) -> None:
+    for name, entry in snapshot.files.items():
+        parts = name.split("/")
+        if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
+            raise SnapshotCorrupt(f"{snapshot.path.name} lists a file named {name!r}.", why="Names stay in the folder.")
+        if len(parts) == 2:
+            _check_trusted(snapshot.path / parts[0], directory=True)
+        if _check_trusted(snapshot.path / name).st_size != entry["size"]:
+            raise SnapshotCorrupt(f"{name} of {snapshot.path.name} has another size than was published.")
+    listed = snapshot.files.keys() | _OWN_FILES
+    for folder, folders, names in os.walk(snapshot.path):
+        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
+            relative = os.path.relpath(os.path.join(folder, name), snapshot.path)
+            if relative not in listed:
+                raise SnapshotCorrupt(f"{snapshot.path.name} holds {relative}, which its manifest does not list.")
+
+
+def _check_trusted(path: Path, *, directory: bool = False) -> os.stat_result:
+    """A file or folder that nobody else can have written. Raises `SnapshotCorrupt`."""
+    try:
+        facts = os.lstat(path)
+    except OSError as exc:
+        raise SnapshotCorrupt(f"{path.name} is missing.", why=f"{exc.strerror}.") from exc
+    if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
+        raise SnapshotCorrupt(f"{path.name} is not a {'folder' if directory else 'file'}.", why="Links are refused.")
+    if facts.st_uid != os.geteuid():
+        raise SnapshotCorrupt(f"{path.name} belongs to user {facts.st_uid}.", why="A snapshot is trusted memory.")
+    if facts.st_mode & 0o022:
+        raise SnapshotCorrupt(f"{path.name} can be written by others.", why="A snapshot is trusted memory.")
+    return facts
+
+
+def verify(snapshot: Snapshot, *, always: bool = False) -> None:
+    """Make sure the files are what was published; quick where nothing changed since that was last found true."""
+    stats = _stats(snapshot.path, snapshot.files)
+    try:
+        if not always and json.loads((snapshot.path / VERIFIED).read_bytes()) == stats:
+            return
+    except (OSError, ValueError):
+        pass  # never verified here, or a torn write: verify now
+    for name, entry in snapshot.files.items():
+        if file_checksum(snapshot.path / name) != entry["checksum"]:
+            raise SnapshotCorrupt(f"{name} of {snapshot.path.name} is damaged.", why="Its checksum differs.")
+    _write(snapshot.path / VERIFIED, json.dumps(stats).encode())
+
+
+def _stats(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
+    found = {}
+    for name in files:
+        facts = os.stat(folder / name, follow_symlinks=False)
+        found[name] = [facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev]
+    return found
+
+
+def _sweep(folder: Path, held: Path) -> None:
+    """Remove drafts whose builder died: its lock is free, or it is the one `held` here."""
+    for draft in folder.glob(".draft-*"):
+        kind, key = draft.name.removeprefix(".draft-").split("-")[:2]
+        lock = folder / f".{kind}-{key}.lock"
+        try:
+            with nullcontext() if lock == held else _lock(lock):
+                shutil.rmtree(draft, ignore_errors=True)
+        except Conflict:
+            continue
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """An exclusive lock that dies with its holder; `Conflict` at once where it is taken."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Conflict("Another replica is taking this snapshot.", code="snapshot-busy") from exc
+        yield
+    finally:
+        os.close(fd)
+
+
+def _touch(path: Path) -> Path:
+    path.touch(mode=0o600)
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, and on the disk."""
+    part = path.with_name(path.name + ".part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
