@@ -153,6 +153,11 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name in BASE_VARIABLES}
 
 
+STANDBY_VARIABLE = "GPUFN_STANDBY"
+"""``"<socket> <events>"``: an entrypoint started with it waits on that socket for its environment (one JSON
+line) and its listening socket, and takes commands from it afterwards; events go to the other descriptor."""
+
+
 class Command:
     """What a host may say to an entrypoint on `commands_fd`: one word a line. The end of the stream is STOP."""
 
