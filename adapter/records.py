@@ -196,6 +196,8 @@ class LeaseInterval:
     namespace: str
     revision: str
     replica: str
+    tenant: str
+    price_class: str
     device: str
     share: float
     phase: LeasePhase

@@ -1,0 +1,61 @@
+"""`gpufn up`: serve functions on this machine behind the OpenFaaS API."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from adapter.cli.output import note
+from adapter.cli.state import state_folder, state_option
+
+
+@click.command()
+@click.option(
+    "--functions", "roots", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of function folders, or one itself; repeatable. Default: ./functions where it exists, and here.",
+)  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option("--envs", type=click.Path(path_type=Path), help="Folder of Python environments. Default: in the state folder.")
+@click.option("--no-auth", is_flag=True, help="Ask for no password. Loopback only.")
+@state_option
+def command(
+    roots: tuple[Path, ...], host: str, port: int, envs: Path | None, no_auth: bool, state: Path | None
+) -> None:
+    """Serve functions on this machine behind the OpenFaaS API.
+
+    Functions are deployed to it with faas-cli; replicas are processes here, go to zero when idle and
+    wake from a snapshot. Ctrl-C drains and stops.
+    """
+    import asyncio
+
+    from adapter.errors import ConfigError
+    from adapter.openfaas.server import ServerSettings, serve
+
+    if no_auth and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(
+            f"--no-auth with --host {host} would let anybody run code here.",
+            why="Whoever may deploy runs code as this user.",
+            hint="Leave --no-auth away, or listen on 127.0.0.1.",
+            code="unsafe-listen",
+        )
+    folders = roots or tuple(folder for folder in (Path("functions"), Path()) if folder.is_dir())
+    where = state_folder(state)
+
+    def ready(url: str) -> None:
+        from adapter.hosts.folders import FunctionFolders
+
+        names = sorted(FunctionFolders(folders).all())
+        click.echo(f"✓ {url} serves the OpenFaaS API (state in {where})")
+        note(f"  functions here: {', '.join(names) or 'none; make one with gpufn init NAME'}")
+        if not no_auth:
+            note(f"  log in:  faas-cli login -g {url} --password-stdin < {where / 'basic-auth-password'}")
+        if names:
+            note(f"  deploy:  faas-cli deploy -g {url} --image {names[0]} --name {names[0]}")
+
+    os.umask(0o077)
+    settings = ServerSettings(where, folders, host, port, envs, auth=not no_auth)
+    asyncio.run(serve(settings, ready))
+    note("✓ stopped")

@@ -1,0 +1,155 @@
+"""The desired state: functions, namespaces and secrets, as files that survive a kill at any moment.
+
+    <state>/functions/<name>.<namespace>.json    one deploy, with its revision
+    <state>/namespaces/<name>.json
+    <state>/secrets/<namespace>/<name>           the value, 0600
+
+Each file is written beside its place, synced and renamed: it is the old one or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import Conflict, NotFound
+from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A deployed function. `revision` counts its deploys; `created_at` is RFC 3339."""
+
+    deployment: FunctionDeployment
+    revision: int
+    created_at: str
+
+
+class Catalog:
+    """The state folder's durable part. Methods are short and blocking: a file each."""
+
+    def __init__(self, state: Path) -> None:
+        self._functions = state / "functions"
+        self._namespaces = state / "namespaces"
+        self._secrets = state / "secrets"
+        for folder in (self._functions, self._namespaces, self._secrets):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._entries = self._read()
+
+    def _read(self) -> dict[str, Entry]:
+        entries = {}
+        for path in sorted(self._functions.glob("*.json")):
+            try:
+                data = json.loads(path.read_bytes())
+                deployment = FunctionDeployment.from_json(data["deployment"])
+                entries[deployment.key] = Entry(deployment, int(data["revision"]), str(data["created_at"]))
+            except (ValueError, KeyError, TypeError):
+                logger.exception("a function's file cannot be read and is left out", extra={"fields": {"file": path.name}})
+        return entries
+
+    def functions(self, namespace: str | None = None) -> list[Entry]:
+        return [e for e in self._entries.values() if namespace is None or e.deployment.namespace == namespace]
+
+    def get(self, key: str) -> Entry:
+        """Raises `NotFound`."""
+        try:
+            return self._entries[key]
+        except KeyError:
+            raise NotFound(f"No function {key}.", hint="See what is deployed: faas-cli list", code="function-unknown") from None
+
+    def put(self, deployment: FunctionDeployment, created_at: str) -> Entry:
+        old = self._entries.get(deployment.key)
+        entry = Entry(deployment, old.revision + 1 if old else 1, old.created_at if old else created_at)
+        data = {"deployment": deployment.to_json(), "revision": entry.revision, "created_at": entry.created_at}
+        _write(self._functions / f"{deployment.key}.json", json.dumps(data, indent=1).encode())
+        self._entries[deployment.key] = entry
+        return entry
+
+    def remove(self, key: str) -> Entry:
+        """Raises `NotFound`."""
+        entry = self.get(key)
+        _remove(self._functions / f"{key}.json")
+        del self._entries[key]
+        return entry
+
+    # Namespaces ---------------------------------------------------------------------------------
+
+    def namespaces(self) -> list[str]:
+        return sorted({DEFAULT_NAMESPACE, *(path.stem for path in self._namespaces.glob("*.json"))})
+
+    def namespace(self, name: str) -> dict[str, Any]:
+        """Raises `NotFound`."""
+        if name not in self.namespaces():
+            raise NotFound(f"No namespace {name}.", code="namespace-unknown")
+        path = self._namespaces / f"{name}.json"
+        data: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return {"name": name, "annotations": data.get("annotations", {}), "labels": data.get("labels", {})}
+
+    def put_namespace(self, name: str, facts: dict[str, Any], *, new: bool) -> None:
+        """Raises `Conflict` for a new one that exists, `NotFound` for an old one that does not."""
+        if new and name in self.namespaces():
+            raise Conflict(f"The namespace {name} exists already.", code="namespace-exists")
+        if not new:
+            self.namespace(name)
+        _write(self._namespaces / f"{name}.json", json.dumps(facts).encode())
+
+    def remove_namespace(self, name: str) -> None:
+        self.namespace(name)
+        used = [entry.deployment.service for entry in self.functions(name)]
+        if used or name == DEFAULT_NAMESPACE:
+            what = f"it has functions: {', '.join(used)}" if used else "it is the default one"
+            raise Conflict(f"The namespace {name} cannot be removed: {what}.", code="namespace-in-use")
+        _remove(self._namespaces / f"{name}.json")
+
+    # Secrets ------------------------------------------------------------------------------------
+
+    def secrets(self, namespace: str) -> list[str]:
+        folder = self._secrets / namespace
+        return sorted(path.name for path in folder.glob("*") if not path.name.startswith(".")) if folder.is_dir() else []
+
+    def put_secret(self, namespace: str, name: str, value: bytes, *, new: bool) -> None:
+        """Raises `Conflict`, `NotFound`."""
+        exists = name in self.secrets(namespace)
+        if new and exists:
+            raise Conflict(f"The secret {name} exists already.", hint="Change it with: faas-cli secret update")
+        if not new and not exists:
+            raise NotFound(f"No secret {name}.", hint="Create it with: faas-cli secret create")
+        folder = self._secrets / namespace
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _write(folder / name, value)
+
+    def remove_secret(self, namespace: str, name: str) -> None:
+        """Raises `NotFound`."""
+        if name not in self.secrets(namespace):
+            raise NotFound(f"No secret {name}.")
+        _remove(self._secrets / namespace / name)
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

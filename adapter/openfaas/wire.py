@@ -1,0 +1,148 @@
+"""OpenFaaS's JSON on the wire, to and from our values. Names are those of openfaas/faas-provider ``types/``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adapter.errors import ConfigError
+
+DEFAULT_NAMESPACE = "openfaas-fn"
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SECRET_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDeployment:
+    """What a deploy sends, kept as it came: it is also what `describe` gives back."""
+
+    service: str
+    image: str
+    namespace: str = DEFAULT_NAMESPACE
+    env_process: str = ""
+    env_vars: dict[str, str] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, str] = field(default_factory=dict)
+    read_only_root_filesystem: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.service}.{self.namespace}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Our own form, for the catalog."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FunctionDeployment:
+        tuples = {"constraints": tuple(data["constraints"]), "secrets": tuple(data["secrets"])}
+        return cls(**{**data, **tuples})
+
+    @classmethod
+    def parse(cls, body: bytes) -> FunctionDeployment:
+        """A deploy's body. Unknown keys are other versions' business; raises `ConfigError` for wrong ones."""
+        data = parse_object(body)
+        deployment = cls(
+            service=name_in(data, "service"),
+            image=_text(data, "image"),
+            namespace=namespace_in(data),
+            env_process=_text(data, "envProcess"),
+            env_vars=_texts(data, "envVars"),
+            constraints=_list(data, "constraints"),
+            secrets=_list(data, "secrets"),
+            labels=_texts(data, "labels"),
+            annotations=_texts(data, "annotations"),
+            limits=_texts(data, "limits"),
+            requests=_texts(data, "requests"),
+            read_only_root_filesystem=bool(data.get("readOnlyRootFilesystem")),
+        )
+        if not deployment.image:
+            raise ConfigError("The deploy names no image.", why="`image` says which function folder to run.")
+        return deployment
+
+    def status(self, *, replicas: int, available: int, invocations: int, created_at: str, notes: Mapping[str, str]) -> dict[str, Any]:
+        """A FunctionStatus. `notes` are annotations of ours beside the user's."""
+        status: dict[str, Any] = {
+            "name": self.service,
+            "image": self.image,
+            "namespace": self.namespace,
+            "envProcess": self.env_process,
+            "envVars": self.env_vars,
+            "constraints": list(self.constraints),
+            "secrets": list(self.secrets),
+            "labels": self.labels,
+            "annotations": {**self.annotations, **notes},
+            "readOnlyRootFilesystem": self.read_only_root_filesystem,
+            "invocationCount": invocations,
+            "replicas": replicas,
+            "availableReplicas": available,
+            "createdAt": created_at,
+        }
+        if self.limits:
+            status["limits"] = self.limits
+        if self.requests:
+            status["requests"] = self.requests
+        return status
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `ConfigError`."""
+    try:
+        data = json.loads(body)
+    except ValueError as exc:
+        raise ConfigError("The request body is no JSON.", why=f"{exc}.", code="bad-json") from exc
+    if not isinstance(data, dict):
+        raise ConfigError("The request body is no JSON object.", code="bad-json")
+    return data
+
+
+def name_in(data: Mapping[str, Any], key: str) -> str:
+    """A function's or namespace's name. Raises `ConfigError`."""
+    name = _text(data, key)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{key} {name!r} cannot be used.",
+            why="Names become host names.",
+            hint="Use lower-case letters, digits and inner hyphens, at most 63.",
+            code="bad-name",
+        )
+    return name
+
+
+def namespace_in(data: Mapping[str, Any], key: str = "namespace") -> str:
+    return name_in(data, key) if data.get(key) else DEFAULT_NAMESPACE
+
+
+def secret_name_in(data: Mapping[str, Any]) -> str:
+    name = _text(data, "name")
+    if not _SECRET_NAME.fullmatch(name):
+        raise ConfigError(f"secret {name!r} cannot be used.", hint="Use letters, digits, - _ and .", code="bad-name")
+    return name
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key) or ""
+    if not isinstance(value, str):
+        raise ConfigError(f"{key} is no text.", code="bad-json")
+    return value
+
+
+def _texts(data: Mapping[str, Any], key: str) -> dict[str, str]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ConfigError(f"{key} is no object of texts.", code="bad-json")
+    return dict(value)
+
+
+def _list(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{key} is no list of texts.", code="bad-json")
+    return tuple(value)
