@@ -4,7 +4,7 @@
     <state>/shim/adapter      link to this package: all that functions see of our environment
     <state>/replicas/<id>/    0700: process id, channel, secrets of one replica
     <state>/logs/             one file a function
-    <state>/snapshots/, <state>/secrets/
+    <state>/snapshots/, <state>/secrets/, <state>/envs/
 
 Every replica hangs on a descriptor that only this process holds: when the host dies, however it dies,
 its replicas drain and end by themselves. One entrypoint is always kept waiting for its orders
@@ -15,117 +15,147 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
+import re
 import secrets
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import adapter
-from adapter.errors import AdapterError, Conflict, NotFound
-from adapter.hosts import Deployment, EventSink, ReplicaState
+from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
+from adapter.hosts import Deployment, EventSink
 from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
+from adapter.hosts.ports import listen
+from adapter.hosts.process_replica import ProcessReplica
 from adapter.hosts.replica_log import ReplicaLog
-from adapter.records import Event, EventName
-from adapter.replica import STANDBY_VARIABLE, Command, ReplicaSettings, base_environment
+from adapter.hosts.shell import Isolation, Shell, end_leftovers
+from adapter.keys import ENV_CRIU, ENV_PREFIX, SECRETS_PATH
+from adapter.replica import ReplicaSettings, base_environment
 from adapter.spec import read_handler_shape
 
 logger = logging.getLogger(__name__)
 
-_NAMESPACES = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
 _STANDBY_DELAY_S = 0.3
 """After a start: its own wake comes first."""
 
+_CLOSE_GRACE_S = 10.0
+_PATH_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_ENVIRONMENT_LIMIT_BYTES = 96 * 1024
+"""Of a deployment: no single variable may be larger (MAX_ARG_STRLEN is 128 KiB), and orders never block."""
+
+WATCHDOG_VARIABLES = frozenset(
+    {"exec_timeout", "read_timeout", "write_timeout", "healthcheck_interval", "ready_path", "log_callid",
+     "log_call_id", "max_inflight"}
+)  # fmt: skip
+"""Settings of of-watchdog that a deployment may make through its environment; they win over the spec."""
+
 
 class ProcessHost:
-    """See `adapter.hosts.Host`. Make it inside a running event loop; close it when done."""
+    """See `adapter.hosts.Host`. Make it inside a running event loop; close it when done.
 
-    def __init__(self, state: Path, folders: FunctionFolders, envs: Path | None = None) -> None:
+    `envs` and `snapshots` are folders to share with other hosts; `python` is an interpreter to use for every
+    function instead of building environments; `port` is where replicas listen (0: each where it is free);
+    `echo` gets what functions print, as it comes.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        folders: FunctionFolders,
+        envs: Path | None = None,
+        *,
+        snapshots: Path | None = None,
+        python: Path | None = None,
+        port: int = 0,
+        echo: TextIO | None = None,
+    ) -> None:
         self._state = state
         self._folders = folders
         self._environments = Environments(envs or state / "envs")
+        self._snapshots = snapshots or state / "snapshots"
+        self._python = python
+        self._port = port
+        self._echo = echo
         self._pythons: dict[str, Path] = {}
         self._replicas: dict[str, ProcessReplica] = {}
-        self._standby: _Shell | None = None
+        self._standby: Shell | None = None
         self._standby_timer: asyncio.TimerHandle | None = None
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(state)
-        _end_leftovers(state / "replicas")
+        end_leftovers(state / "replicas")
         self._shim = _link_shim(state / "shim")
-        self._wrapper = _NAMESPACES if _namespaces_work() else ()
+        self._isolation = Isolation.find()
+        if not self._isolation.wrapper:
+            fields = {"reason": self._isolation.why_not}
+            logger.warning("no namespaces here: functions start without process snapshots", extra={"fields": fields})
         self._prepare_standby()
 
     async def prepare(self, deployment: Deployment) -> None:
+        _check(deployment)
         folder = self._folders.resolve(deployment.image)
         read_handler_shape(folder)
-        self._pythons[deployment.image] = await asyncio.to_thread(self._environments.python_for, folder)
+        python = self._python
+        if python is None:
+            python = await asyncio.to_thread(self._environments.python_for, folder)
+        self._pythons[deployment.image] = python
 
     async def start(self, deployment: Deployment, sink: EventSink) -> ProcessReplica:
         python = self._pythons.get(deployment.image)
         if python is None:
             raise NotFound(f"{deployment.key} is not prepared yet.", code="not-prepared")
-        identity = f"{deployment.name}-{secrets.token_hex(4)}"
-        home = self._state / "replicas" / identity
-        home.mkdir(mode=0o700, parents=True)
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        if self._closing:
+            raise Unavailable("This host is shutting down.", code="closing")
+        folder = self._folders.resolve(deployment.image)
+        listener = listen("127.0.0.1", self._port)
+        shell = None
         try:
-            settings = self._settings(deployment, identity, home, python)
-            shell = self._take_standby() or _Shell(self._wrapper, self._shim)
-            replica = ProcessReplica(identity, deployment, listener.getsockname()[1], shell, home, sink, self._ended)
-            (home / "pid").write_text(json.dumps([shell.pid, _started_at(shell.pid)]))
-            log = ReplicaLog(self.log_path(deployment), identity)
-            replica.watch(log)
-            environment = {
-                **base_environment(os.environ),
-                "HOSTNAME": identity,
-                **dict(deployment.env),
-                **settings.to_env(),
-                "PYTHONPATH": str(self._shim),
-            }
-            shell.give_orders(environment, listener)
+            shell = self._take_standby() or self._new_shell()
+            replica = self._give(shell, deployment, folder, python, listener, sink)
+        except BaseException:
+            if shell is not None:
+                shell.close()
+            raise
         finally:
             listener.close()
-        self._replicas[identity] = replica
-        self._schedule_standby()
+            self._schedule_standby()
+        self._replicas[replica.id] = replica
+        replica.watch()
         return replica
 
-    def _settings(self, deployment: Deployment, identity: str, home: Path, python: Path) -> ReplicaSettings:
-        spec = deployment.spec
-        return ReplicaSettings(
-            function=deployment.name,
-            namespace=deployment.namespace,
-            revision=deployment.revision,
+    def _give(
+        self, shell: Shell, deployment: Deployment, folder: Path, python: Path, listener: socket.socket, sink: EventSink
+    ) -> ProcessReplica:
+        """Turn a waiting shell into a replica of `deployment`."""
+        identity = f"{deployment.name}-{shell.home.name}"
+        settings = replace(
+            settings_of(deployment),
             replica=identity,
-            folder=str(self._folders.resolve(deployment.image)),
+            folder=str(folder),
             python=str(python),
-            runtime_dir=str(home),
-            snapshot_dir=str(self._state / "snapshots"),
-            secrets_dir=str(self._copy_secrets(deployment, home)),
-            metrics_port=0,
-            in_flight=spec.in_flight,
-            queue=spec.queue,
-            held=max(spec.queue, spec.in_flight) + 8,
-            body_limit_bytes=spec.body_limit_bytes,
-            start_timeout_s=spec.start_timeout_s,
-            exec_timeout_s=spec.exec_timeout_s,
-            process_snapshot=spec.process_snapshot,
-            weight_snapshot=spec.weight_snapshot,
-            snapshot_env=spec.snapshot_env,
-            tenant=spec.tenant,
+            runtime_dir=str(shell.home),
+            snapshot_dir=str(self._snapshots),
+            secrets_dir=self._copy_secrets(deployment, folder, shell),
         )
+        environment = environment_of(deployment, settings, self._shim)
+        shell.give_orders(environment, listener)
+        log = ReplicaLog(self.log_path(deployment), identity, self._echo)
+        port = listener.getsockname()[1]
+        return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
 
-    def _copy_secrets(self, deployment: Deployment, home: Path) -> Path:
-        folder = home / "secrets"
-        folder.mkdir(mode=0o700)
+    def _copy_secrets(self, deployment: Deployment, folder: Path, shell: Shell) -> str:
+        """Copy the secrets for one replica; returns where its handler finds them.
+
+        At OpenFaaS's path only where no process snapshot is taken: a `load` that read them from there would
+        put them into the snapshot. Others are told the path when they run (`context.secret`).
+        """
+        shown = self._isolation.shows_secrets and not _takes_snapshots(deployment, folder)
+        target = shell.shown if shown else shell.home / "secrets"
+        target.mkdir(mode=0o700, exist_ok=True)
         for name in deployment.secrets:
             source = self._state / "secrets" / deployment.namespace / name
             try:
@@ -133,14 +163,16 @@ class ProcessHost:
             except FileNotFoundError as exc:
                 raise NotFound(
                     f"{deployment.key} needs the secret {name!r}, which does not exist.",
+                    why=f"The namespace {deployment.namespace} has no secret of that name.",
                     hint=f"faas-cli secret create {name} --from-file FILE",
                     code="secret-missing",
                 ) from exc
-            (folder / name).touch(mode=0o600)
-            (folder / name).write_bytes(value)
-        return folder
+            (target / name).touch(mode=0o600)
+            (target / name).write_bytes(value)
+        return SECRETS_PATH if shown else str(target)
 
     async def remove(self, deployment: Deployment) -> None:
+        _check(deployment)
         path = self.log_path(deployment)
         for old in (path, path.with_name(path.name + ".1")):
             old.unlink(missing_ok=True)
@@ -153,26 +185,35 @@ class ProcessHost:
         if self._standby_timer is not None:
             self._standby_timer.cancel()
         if self._standby is not None:
-            self._standby.kill()
             self._standby.close()
-        await asyncio.gather(*(replica.stop(10.0) for replica in list(self._replicas.values())))
-        os.close(self._lock)
+            self._standby = None
+        self._environments.interrupt()
+        try:
+            await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
+        finally:
+            os.close(self._lock)
 
     def _ended(self, replica: ProcessReplica) -> None:
         self._replicas.pop(replica.id, None)
 
     # Standby ------------------------------------------------------------------------------------
 
+    def _new_shell(self) -> Shell:
+        return Shell(self._isolation, self._shim, self._state / "replicas" / secrets.token_hex(4))
+
     def _prepare_standby(self) -> None:
         self._standby_timer = None
         if self._standby is None and not self._closing:
-            self._standby = _Shell(self._wrapper, self._shim)
+            try:
+                self._standby = self._new_shell()
+            except OSError as exc:  # no process or descriptor to spare: the next start will say so
+                logger.warning("no entrypoint is standing by", extra={"fields": {"reason": str(exc)}})
 
     def _schedule_standby(self) -> None:
         if self._standby_timer is None and self._standby is None:
             self._standby_timer = asyncio.get_running_loop().call_later(_STANDBY_DELAY_S, self._prepare_standby)
 
-    def _take_standby(self) -> _Shell | None:
+    def _take_standby(self) -> Shell | None:
         shell, self._standby = self._standby, None
         if shell is not None and not shell.is_alive:
             shell.close()
@@ -180,179 +221,86 @@ class ProcessHost:
         return shell
 
 
-class _Shell:
-    """An entrypoint that waits for its orders: a process, its output, its events, and the line to it."""
+def settings_of(deployment: Deployment) -> ReplicaSettings:
+    """What a deployment asks for, without what belongs to one replica. Raises `ConfigError`."""
+    spec = deployment.spec
+    asked = {name: value for name, value in deployment.env if name in WATCHDOG_VARIABLES}
+    settings = replace(
+        ReplicaSettings.from_env(asked),
+        function=deployment.name,
+        namespace=deployment.namespace,
+        revision=deployment.revision,
+        metrics_port=0,  # the gateway's are the metrics here
+        queue=spec.queue,
+        held=max(spec.queue, spec.in_flight) + 8,
+        body_limit_bytes=spec.body_limit_bytes,
+        start_timeout_s=spec.start_timeout_s,
+        process_snapshot=spec.process_snapshot,
+        weight_snapshot=spec.weight_snapshot,
+        snapshot_env=spec.snapshot_env,
+        tenant=spec.tenant,
+    )
+    if "max_inflight" not in asked:
+        settings = replace(settings, in_flight=spec.in_flight)
+    if "exec_timeout" not in asked:
+        settings = replace(settings, exec_timeout_s=spec.exec_timeout_s)
+    if "write_timeout" not in asked and settings.exec_timeout_s:  # a drain lets a request have its time
+        settings = replace(settings, write_timeout_s=settings.exec_timeout_s)
+    return settings
 
-    def __init__(self, wrapper: tuple[str, ...], shim: Path) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        events_r, events_w = os.pipe()
-        output_r, output_w = os.pipe()
-        environment = {
-            **base_environment(os.environ),
-            "PYTHONPATH": str(shim),
-            STANDBY_VARIABLE: f"{theirs.fileno()} {events_w}",
-        }
-        try:
-            self._process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", "adapter.runtime"],
-                stdin=subprocess.DEVNULL,
-                stdout=output_w,
-                stderr=output_w,
-                env=environment,
-                pass_fds=(theirs.fileno(), events_w),
-                start_new_session=True,
-                cwd="/",
+
+def environment_of(deployment: Deployment, settings: ReplicaSettings, shim: Path) -> dict[str, str]:
+    """All variables of a replica: the machine's, the deployment's over them, and ours over both."""
+    own = dict(deployment.env)
+    path = os.pathsep.join(part for part in (str(shim), own.get("PYTHONPATH", "")) if part)
+    passed_on = {name: os.environ[name] for name in (ENV_CRIU, "XDG_DATA_HOME") if name in os.environ}
+    return {
+        **base_environment(os.environ),
+        "HOSTNAME": settings.replica,
+        **own,
+        **settings.to_env(),
+        **passed_on,
+        "PYTHONPATH": path,
+    }
+
+
+def _takes_snapshots(deployment: Deployment, folder: Path) -> bool:
+    wanted = deployment.spec.process_snapshot
+    return wanted == "on" or (wanted == "auto" and read_handler_shape(folder).has_load)
+
+
+def _check(deployment: Deployment) -> None:
+    """Raises `ConfigError` for names that would leave our folders and variables that a replica cannot have."""
+    for what, name in (
+        ("function name", deployment.name),
+        ("namespace", deployment.namespace),
+        *(("secret name", secret) for secret in deployment.secrets),
+    ):
+        if not _PATH_PART.fullmatch(name) or ".." in name:
+            raise ConfigError(
+                f"The {what} {name!r} cannot be used.",
+                why="It would name a file.",
+                hint="Use letters, digits, and - _ . between them.",
+                code="bad-name",
             )
-        finally:
-            theirs.close()
-            os.close(events_w)
-            os.close(output_w)
-        self.line, self.events_fd, self.output_fd = ours, events_r, output_r
-        for descriptor in (events_r, output_r):
-            os.set_blocking(descriptor, False)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def give_orders(self, environment: Mapping[str, str], listener: socket.socket) -> None:
-        socket.send_fds(self.line, [json.dumps(dict(environment)).encode() + b"\n"], [listener.fileno()])
-
-    def say(self, command: bytes) -> None:
-        with suppress(OSError):
-            self.line.send(command)
-
-    def kill(self) -> None:
-        """The wrapper's end kills the namespace's first process, and that everything in it."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        self.line.close()
-        for descriptor in (self.events_fd, self.output_fd):
-            os.close(descriptor)
-        self._process.wait()
-
-
-class ProcessReplica:
-    """See `adapter.hosts.Replica`."""
-
-    def __init__(
-        self,
-        identity: str,
-        deployment: Deployment,
-        port: int,
-        shell: _Shell,
-        home: Path,
-        sink: EventSink,
-        ended: object,
-    ) -> None:
-        self.id = identity
-        self.deployment = deployment
-        self.host = "127.0.0.1"
-        self.port = port
-        self.state = ReplicaState.STARTING
-        self.building_snapshot = False
-        self._shell = shell
-        self._home = home
-        self._sink = sink
-        self._on_ended = ended
-        self._events_rest = b""
-        self._open = 2
-        self._gone = asyncio.Event()
-
-    @property
-    def pid(self) -> int:
-        """Of the outermost process; killing it ends the replica."""
-        return self._shell.pid
-
-    def watch(self, log: ReplicaLog) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._shell.events_fd, self._read_events)
-        loop.add_reader(self._shell.output_fd, self._read_output, log)
-
-    def park(self) -> None:
-        self._shell.say(Command.PARK)
-
-    async def stop(self, grace_s: float) -> None:
-        if self.state is not ReplicaState.GONE:
-            self.state = ReplicaState.STOPPING
-            self._shell.say(Command.STOP)
-        try:
-            await asyncio.wait_for(self._gone.wait(), grace_s)
-        except (TimeoutError, asyncio.TimeoutError):
-            self._shell.kill()
-            await self._gone.wait()
-
-    def kill(self) -> None:
-        """At once, without a drain: for tests and for replicas that do not answer."""
-        self._shell.kill()
-
-    def _read_output(self, log: ReplicaLog) -> None:
-        data = _read(self._shell.output_fd)
-        if data is None:
-            return
-        if data:
-            log.feed(data)
-        else:
-            log.close()
-            self._stream_ended(self._shell.output_fd)
-
-    def _read_events(self) -> None:
-        data = _read(self._shell.events_fd)
-        if data is None:
-            return
-        if not data:
-            self._stream_ended(self._shell.events_fd)
-            return
-        *lines, self._events_rest = (self._events_rest + data).split(b"\n")
-        for line in lines:
-            try:
-                event = Event.from_line(line)
-            except ValueError:
-                logger.warning("a replica said something else than an event", extra={"fields": {"replica": self.id}})
-                continue
-            self._take(event)
-
-    def _take(self, event: Event) -> None:
-        if event.name is EventName.STOPPED:
-            return  # said once, by us, when nothing of it is left
-        if event.name is EventName.SNAPSHOT:
-            self.building_snapshot = event.fields.get("state") == "building"
-        elif self.state is not ReplicaState.STOPPING:
-            if event.name is EventName.SERVING:
-                self.state = ReplicaState.SERVING
-            elif event.name is EventName.PARKED:
-                self.state = ReplicaState.PARKED
-            elif event.name in (EventName.FAILED, EventName.MODEL_EXITED):
-                self.state = ReplicaState.STARTING
-        self._sink(self, event)
-
-    def _stream_ended(self, descriptor: int) -> None:
-        """When events and output have both ended, no process of the replica is left that could write either."""
-        asyncio.get_running_loop().remove_reader(descriptor)
-        self._open -= 1
-        if self._open:
-            return
-        self.state = ReplicaState.GONE
-        self.building_snapshot = False
-        self._shell.kill()
-        self._shell.close()
-        shutil.rmtree(self._home, ignore_errors=True)
-        self._on_ended(self)  # type: ignore[operator]
-        self._gone.set()
-        self._sink(self, Event(EventName.STOPPED, 0))
-
-
-def _read(descriptor: int) -> bytes | None:
-    try:
-        return os.read(descriptor, 65536)
-    except BlockingIOError:
-        return None
+    size = 0
+    for name, value in deployment.env:
+        size += len(name.encode()) + len(value.encode())
+        if not name or "=" in name or "\0" in name + value or name.startswith(ENV_PREFIX):
+            raise ConfigError(
+                f"The variable {name!r} of {deployment.key} cannot be used.",
+                why=f"Names that start with {ENV_PREFIX} are gpufn's own; none may be empty or hold = or a null byte.",
+                hint="Rename it.",
+                code="bad-variable",
+            )
+    if size > _ENVIRONMENT_LIMIT_BYTES:
+        raise ConfigError(
+            f"The environment of {deployment.key} is too large.",
+            why=f"It has {size} bytes, and {_ENVIRONMENT_LIMIT_BYTES} are allowed.",
+            hint="Put large values into a file of the function, or into a secret.",
+            code="environment-too-large",
+        )
+    settings_of(deployment)
 
 
 def _lock_state(state: Path) -> int:
@@ -383,28 +331,3 @@ def _link_shim(folder: Path) -> Path:
         fresh.symlink_to(package)
         fresh.replace(link)
     return folder
-
-
-def _namespaces_work() -> bool:
-    try:
-        done = subprocess.run([*_NAMESPACES, "true"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    except OSError:
-        return False
-    if done.returncode:
-        logger.warning("no process-id namespaces here: functions start without process snapshots")
-    return done.returncode == 0
-
-
-def _started_at(pid: int) -> str:
-    """When a process started, in the kernel's ticks: with it a process id names one process only."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-
-
-def _end_leftovers(folder: Path) -> None:
-    """Kill what a host that was killed may have left, before its replicas noticed; remove their folders."""
-    for home in folder.glob("*"):
-        with suppress(OSError, ValueError, AdapterError):
-            pid, started_at = json.loads((home / "pid").read_text())
-            if _started_at(pid) == started_at:
-                os.killpg(pid, signal.SIGKILL)
-        shutil.rmtree(home, ignore_errors=True)
