@@ -1,0 +1,218 @@
+"""What `gpufn doctor` looks at. Each check tries the thing itself and says what it found, never just a version.
+
+A check fails (✗) where `gpufn up` cannot work, and warns (!) where it works with less: a slower start, no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+
+from adapter.errors import SnapshotError
+from adapter.units import format_size
+
+_LEAST_DISK_BYTES = 2**30
+_ENOUGH_DISK_BYTES = 10 * 2**30
+"""An environment with torch takes 5 GiB, and snapshots up to 20 GiB."""
+
+_ENOUGH_FILES = 4096
+"""Held requests are open sockets, 500 of them twice."""
+
+
+class Verdict(str, Enum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check. `fix` is a command or a sentence; empty where there is nothing to do."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+    fix: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "verdict": self.verdict.value, "reason": self.reason, "fix": self.fix}
+
+
+def ok(name: str, reason: str) -> Finding:
+    return Finding(name, Verdict.OK, reason)
+
+
+def warning(name: str, reason: str, fix: str = "") -> Finding:
+    return Finding(name, Verdict.WARNING, reason, fix)
+
+
+def failed(name: str, reason: str, fix: str = "") -> Finding:
+    return Finding(name, Verdict.FAILED, reason, fix)
+
+
+def all_checks(state: Path, port: int) -> list[Callable[[], Finding]]:
+    """The checks in the order in which they are shown."""
+    return [
+        check_python,
+        check_system,
+        check_installer,
+        check_namespaces,
+        check_resume,
+        check_restore,
+        check_secrets_path,
+        check_gpu,
+        check_open_files,
+        lambda: check_state(state),
+        lambda: check_disk(state),
+        lambda: check_port(port, state),
+    ]
+
+
+def check_python() -> Finding:
+    return ok("python", f"{platform.python_version()}; functions get the same")
+
+
+def check_system() -> Finding:
+    system = platform.system()
+    if system == "Linux":
+        return ok("system", f"Linux {platform.release()} on {platform.machine()}")
+    return failed("system", f"{system}: replicas need Linux", "Use a Linux machine, virtual or real.")
+
+
+def check_installer() -> Finding:
+    if find_spec("uv") is not None or shutil.which("uv"):
+        return ok("uv", "builds functions' environments, packages shared between them")
+    if find_spec("ensurepip") is not None:
+        return warning("uv", "not found: pip builds environments, slower and each with its own copy", "pip install uv")
+    return failed("uv", "neither uv nor pip can build functions' environments", "pip install uv")
+
+
+def check_namespaces() -> Finding:
+    from adapter.hosts.shell import Isolation
+
+    isolation = Isolation.find()
+    if not isolation.wrapper:
+        return warning(
+            "namespaces",
+            f"none ({isolation.why_not}): no process snapshots, and strays are ended one by one",
+            "Run as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1",
+        )
+    if "--user" in isolation.wrapper:
+        return ok("namespaces", "process ids, inside a user namespace")
+    return ok("namespaces", "process ids and mounts")
+
+
+def check_resume() -> Finding:
+    """The `resume` rung: a process that is stopped keeps its memory and goes on."""
+    with subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL) as process:
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED)
+            os.kill(process.pid, signal.SIGCONT)
+            os.waitid(os.P_PID, process.pid, os.WCONTINUED | os.WEXITED)
+        finally:
+            process.kill()
+    return ok("resume", "idle replicas are frozen and wake in milliseconds")
+
+
+def check_restore() -> Finding:
+    """The `restore` rung: CRIU, tried on this kernel."""
+    from adapter.snapshot.process import find_criu
+
+    try:
+        criu = find_criu()
+    except SnapshotError as error:
+        return warning("restore", f"{error.why} Functions start without process snapshots.", error.hint)
+    rights = ", with CAP_CHECKPOINT_RESTORE" if criu.unprivileged else ""
+    return ok("restore", f"CRIU {criu.version} works on this kernel{rights} ({criu.path})")
+
+
+def check_secrets_path() -> Finding:
+    from adapter.hosts.shell import Isolation
+    from adapter.keys import SECRETS_PATH
+
+    if Isolation.find().shows_secrets:
+        return ok("secrets", f"each replica sees its own in {SECRETS_PATH}")
+    return warning("secrets", f"handlers cannot read {SECRETS_PATH}; `context.secret(name)` works", "Run as root.")
+
+
+def check_gpu() -> Finding:
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return warning("gpu", "nvidia-ml-py is not installed: functions run on the CPU", "pip install 'gpufn[gpu]'")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return warning("gpu", f"no NVIDIA driver answers ({error}): functions run on the CPU")
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        names = ", ".join(_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        return ok("gpu", f"{names or 'none'}; driver {_text(pynvml.nvmlSystemGetDriverVersion())}")
+    except pynvml.NVMLError as error:
+        return warning("gpu", f"the NVIDIA driver does not list its GPUs ({error})", "nvidia-smi")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def check_open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _ENOUGH_FILES:
+        return ok("open files", f"{'no limit' if soft == resource.RLIM_INFINITY else f'up to {soft}'}")
+    return warning("open files", f"at most {soft}: bursts of held requests need more", f"ulimit -n {_ENOUGH_FILES}")
+
+
+def check_state(state: Path) -> Finding:
+    place = _existing(state)
+    if not os.access(place, os.W_OK | os.X_OK):
+        return failed("state", f"{place} is not writable", "Choose another folder: --state FOLDER, or GPUFN_HOME.")
+    if place == state and state.stat().st_mode & 0o077:
+        return warning("state", f"{state} is open to other users: snapshots hold memory", f"chmod 700 {state}")
+    return ok("state", f"{state}" if place == state else f"{state} will be made")
+
+
+def check_disk(state: Path) -> Finding:
+    free = shutil.disk_usage(_existing(state)).free
+    said = f"{format_size(free)} free for environments and snapshots"
+    if free < _LEAST_DISK_BYTES:
+        return failed("disk", said, "Make room, or choose another folder: --state FOLDER.")
+    return warning("disk", said, "gpufn snapshot prune") if free < _ENOUGH_DISK_BYTES else ok("disk", said)
+
+
+def check_port(port: int, state: Path) -> Finding:
+    from adapter.hosts.ports import listener_on
+
+    who = listener_on(port)
+    if not who:
+        return ok(f"port {port}", "free")
+    if who.split()[1] == _holder(state):
+        return ok(f"port {port}", f"gpufn up runs there (process {who.split()[1]})")
+    return warning(f"port {port}", f"{who} listens on it", f"gpufn up --port {port + 1}")
+
+
+def _holder(state: Path) -> str:
+    try:
+        return (state / "lock").read_text()
+    except OSError:
+        return ""
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
