@@ -1,0 +1,71 @@
+# `make help` lists the targets. Everything runs from .venv, which `make setup` makes on first use.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: .venv/installed ## Make .venv with gpufn, every extra and the tools
+
+.venv/installed: pyproject.toml requirements-dev.lock scripts/setup.sh
+	@scripts/setup.sh
+
+.PHONY: criu
+criu: ## Put a private CRIU into ~/.local/share/gpufn/criu; the system stays as it is
+	@scripts/install-criu.sh
+
+# Where CRIU cannot be had, gpufn works without process snapshots, and its tests say so (in CI: fail).
+.PHONY: try-criu
+try-criu:
+	@scripts/install-criu.sh || echo "make: going on without CRIU: no process snapshots" >&2
+
+.PHONY: demo
+demo: setup try-criu ## Wake a real model function from zero, plain and from its snapshot, and show the difference
+	@$(BIN)/python scripts/demo.py
+
+.PHONY: test
+test: setup try-criu lint types imports ## Run everything: lint, types, import rules, and all tests
+	$(BIN)/pytest
+
+.PHONY: check
+check: setup lint types imports ## Run the fast part: no models, no CRIU, no servers
+	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu"
+
+.PHONY: lint
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: setup
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: setup
+	@$(BIN)/lint-imports --no-logo || $(BIN)/lint-imports
+
+.PHONY: bench
+bench: setup try-criu ## Measure the bars and write benchmarks/results/MACHINE_DATE.json
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: fmt
+fmt: setup ## Format the code and mend what lint can mend
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: setup ## Write the generated reference pages
+	$(BIN)/python scripts/reference.py
+
+.PHONY: lock
+lock: setup ## Pin the development environment anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header pyproject.toml --output-file requirements-dev.lock
+
+.PHONY: clean
+clean: ## Remove what the targets above made here; the private CRIU and functions' environments stay
+	rm -rf .venv .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
