@@ -175,12 +175,17 @@ def _holders(pipe_fd: int) -> list[int]:
     wanted = os.readlink(f"/proc/self/fd/{pipe_fd}") if pipe_fd >= 0 else ""
     if not re.fullmatch(r"pipe:\[\d+\]", wanted):
         return []
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # ended meanwhile, or another user's
-            if any(os.readlink(fd.path) == wanted for fd in os.scandir(process / "fd")):
-                found.append(int(process.name))
-    return [pid for pid in found if pid != os.getpid()]
+    everybody = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return [pid for pid in everybody if pid != os.getpid() and wanted in _open_files(pid)]
+
+
+def _open_files(pid: int) -> set[str]:
+    targets = set()
+    with suppress(OSError):  # ended meanwhile, or another user's
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                targets.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return targets
 
 
 def started_at(pid: int) -> str:
