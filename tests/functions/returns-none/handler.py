@@ -1,0 +1,5 @@
+"""Nothing to say: an empty answer."""
+
+
+def handle(event, context):
+    return None

@@ -1,0 +1,5 @@
+"""An answer that is none."""
+
+
+def handle(event, context):
+    return object()
