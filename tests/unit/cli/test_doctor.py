@@ -1,0 +1,114 @@
+import builtins
+import json
+import os
+
+import pytest
+
+from adapter.cli import checks, doctor
+from adapter.cli.checks import Verdict, failed, ok, warning
+from adapter.cli.main import run
+from adapter.errors import SnapshotError
+from adapter.hosts.ports import listen
+from adapter.hosts.shell import Isolation
+from adapter.snapshot import process
+
+
+def use(monkeypatch, *findings):
+    monkeypatch.setattr(doctor, "all_checks", lambda state, port: [lambda f=f: f for f in findings])
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [([ok("a", "x")], 0), ([ok("a", "x"), warning("b", "y", "do")], 0), ([failed("c", "z"), ok("a", "x")], 1)],
+)
+def test_only_what_does_not_work_makes_it_fail(monkeypatch, findings, code, capsys):
+    use(monkeypatch, *findings)
+    assert run(["doctor"]) == code
+    assert len([line for line in capsys.readouterr().out.splitlines() if line[0] in "✓!✗"]) == len(findings)
+
+
+def test_a_line_says_what_to_do(monkeypatch, capsys):
+    use(monkeypatch, warning("uv", "not found", "pip install uv"))
+    run(["doctor"])
+    assert capsys.readouterr().out.splitlines() == ["! uv          not found", "              → pip install uv"]
+
+
+def test_json_has_every_finding(monkeypatch, capsys):
+    use(monkeypatch, ok("a", "x"), warning("b", "y", "do"))
+    run(["doctor", "-o", "json"])
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "a", "verdict": "ok", "reason": "x", "fix": ""},
+        {"name": "b", "verdict": "warning", "reason": "y", "fix": "do"},
+    ]
+
+
+def test_a_check_that_cannot_try_is_a_finding_not_a_crash(monkeypatch, capsys):
+    def check_thing():
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(doctor, "all_checks", lambda state, port: [check_thing])
+    assert run(["doctor"]) == 1
+    assert "✗ thing       not allowed" in capsys.readouterr().out
+
+
+def test_every_check_runs_here(tmp_path):
+    with listen("127.0.0.1", 0) as sock:
+        findings = [check() for check in checks.all_checks(tmp_path / "state", sock.getsockname()[1])]
+    assert len({finding.name for finding in findings}) == len(findings)
+    assert all(finding.reason for finding in findings)
+    assert not (tmp_path / "state").exists()  # looking changes nothing
+
+
+def test_a_missing_criu_says_how_to_get_one(monkeypatch):
+    def find_criu():
+        raise SnapshotError("No CRIU.", why="None is installed.", hint="make criu")
+
+    monkeypatch.setattr(process, "find_criu", find_criu)
+    finding = checks.check_restore()
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "make criu")
+
+
+def test_missing_namespaces_are_a_warning_with_the_reason(monkeypatch):
+    monkeypatch.setattr(Isolation, "find", lambda: Isolation(why_not="Operation not permitted"))
+    assert "Operation not permitted" in checks.check_namespaces().reason
+    assert checks.check_namespaces().verdict is Verdict.WARNING
+    assert checks.check_secrets_path().verdict is Verdict.WARNING
+
+
+def test_a_missing_binding_means_no_gpu(monkeypatch):
+    real = builtins.__import__
+
+    def no_pynvml(name, *rest):
+        if name == "pynvml":
+            raise ModuleNotFoundError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", no_pynvml)
+    assert checks.check_gpu().verdict is Verdict.WARNING
+
+
+def test_the_port_says_who_has_it(tmp_path):
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        other = checks.check_port(port, tmp_path)
+        assert (other.verdict, other.fix) == (Verdict.WARNING, f"gpufn up --port {port + 1}")
+        assert str(os.getpid()) in other.reason
+        (tmp_path / "lock").write_text(str(os.getpid()))
+        assert "gpufn up runs there" in checks.check_port(port, tmp_path).reason
+    assert checks.check_port(port, tmp_path).reason == "free"
+
+
+def test_a_state_folder_that_others_can_read_is_a_warning(tmp_path):
+    tmp_path.chmod(0o755)
+    finding = checks.check_state(tmp_path)
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, f"chmod 700 {tmp_path}")
+    tmp_path.chmod(0o700)
+    assert checks.check_state(tmp_path).verdict is Verdict.OK
+    assert checks.check_state(tmp_path / "new" / "deep").reason.endswith("will be made")
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(0, Verdict.FAILED), (2**31, Verdict.WARNING), (2**40, Verdict.OK)])
+def test_a_full_disk_is_noticed(free, verdict, tmp_path, monkeypatch):
+    usage = type(checks.shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage(2**41, 2**41 - free, free))
+    assert checks.check_disk(tmp_path).verdict is verdict
