@@ -11,8 +11,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from adapter.errors import Conflict
 from adapter.hosts.folders import FunctionFolders
+from adapter.hosts.ports import port_conflict
 from adapter.hosts.process import ProcessHost
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
@@ -65,13 +65,7 @@ async def _listen(site: web.TCPSite, settings: ServerSettings) -> None:
     try:
         await site.start()
     except OSError as exc:
-        who = _listener_on(settings.port)
-        raise Conflict(
-            f"Port {settings.port} on {settings.host} cannot be used.",
-            why=f"{who} listens on it." if who else f"{exc.strerror}.",
-            hint="Stop that, or choose another with --port.",
-            code="port-in-use",
-        ) from exc
+        raise port_conflict(settings.host, settings.port, exc) from exc
 
 
 def _address(runner: web.AppRunner) -> str:
@@ -91,24 +85,3 @@ def _watch_signals(stop: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)
-
-
-def _listener_on(port: int) -> str:
-    """``Process 123 (name)`` that listens on a TCP port, where /proc lets us see it; else empty."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            words = line.split()
-            if words[3] == "0A" and int(words[1].rsplit(":", 1)[1], 16) == port:
-                inodes.add(f"socket:[{words[9]}]")
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
-                return f"Process {process.name} ({(process / 'comm').read_text().strip()})"
-        except OSError:
-            continue
-    return ""
