@@ -239,6 +239,10 @@ def _held(tied: list[Slot]) -> _Held:
     import torch
 
     slot, value = tied[0], tied[0].value
+    if torch.nn.parameter.is_lazy(value):
+        raise SnapshotError(
+            f"{slot.name} has no shape yet.", why="It is lazy and was not used.", code="unsupported-tensor"
+        )
     dtype = str(value.dtype).removeprefix("torch.")
     dense = value.layout == torch.strided and not value.is_quantized
     if value.is_meta or not dense or type(value.data) is not torch.Tensor or dtype not in _ITEM_BYTES:

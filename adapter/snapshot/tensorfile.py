@@ -99,16 +99,16 @@ def read_header(fd: int) -> Header:
     length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, 0), "little")
     data_at = _LENGTH_BYTES + length
     if size < _LENGTH_BYTES or data_at > size or length > _HEADER_LIMIT_BYTES:
-        raise _corrupt(f"its header would be {length} bytes long, the file has {size}")
+        raise _corrupt(f"Its header would be {length} bytes long, the file has {size}")
     try:
         data = json.loads(os.pread(fd, length, _LENGTH_BYTES), object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as exc:
-        raise _corrupt(f"its header is not JSON: {exc}") from exc
+        raise _corrupt(f"Its header is not JSON: {exc}") from exc
     if not isinstance(data, dict):
-        raise _corrupt("its header is no object")
+        raise _corrupt("Its header is no object")
     metadata = data.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _corrupt("its metadata are not texts")
+        raise _corrupt("Its metadata are not texts")
     tensors = {name: _tensor(name, entry) for name, entry in data.items()}
     _check_cover(tensors.values(), size - data_at)
     return Header(tensors, metadata, data_at)
@@ -155,4 +155,4 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _corrupt(why: str) -> SnapshotCorrupt:
-    return SnapshotCorrupt("The weights file cannot be used.", why=f"{why[0].upper()}{why[1:]}.")
+    return SnapshotCorrupt("The weights file cannot be used.", why=f"{why}.")

@@ -252,7 +252,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as exc:
         raise SnapshotCorrupt(f"{path.name} cannot be opened.", why=f"{exc.strerror}.") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SnapshotCorrupt(f"{path.name} is not a file.")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SnapshotCorrupt(f"{path.name} is not a file.")
         yield file
