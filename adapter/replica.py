@@ -95,6 +95,8 @@ class ReplicaSettings:
                 value = ",".join(value)
             elif isinstance(value, bool):
                 value = str(value).lower()
+            elif isinstance(value, float):
+                value = f"{value:.9f}".rstrip("0").rstrip(".")  # never in scientific notation
             env[item.metadata["names"][0]] = str(value)
         return env
 

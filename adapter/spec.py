@@ -32,7 +32,7 @@ class Form:
     def __call__(self, value: Any) -> Any:
         try:
             return self._parse(value)
-        except (ValueError, TypeError) as exc:
+        except (ValueError, TypeError, OverflowError) as exc:  # TOML has inf
             raise ValueError(self.accepted) from exc
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 
 _DURATION_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|T|Ki|Mi|Gi|Ti)?B?")
+_NUMBER = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"  # bounded: any of them is a finite float
+_SECONDS = re.compile(_NUMBER)
+_DURATION_PART = re.compile(_NUMBER + r"(ns|us|µs|ms|s|m|h)")
+_SIZE = re.compile(_NUMBER + r"(k|M|G|T|Ki|Mi|Gi|Ti)?B?")
 _SIZE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
                "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 
@@ -18,7 +20,7 @@ _SIZE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 def parse_duration_s(text: str) -> float:
     """Seconds of ``30``, ``30s``, ``1h15m`` or ``250ms``; `ValueError` says the accepted form."""
     text = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if _SECONDS.fullmatch(text):
         return float(text)
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
@@ -31,7 +33,8 @@ def parse_size_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError("a size like 512Mi, 16Gi or 500M, or a number of bytes")
-    return int(float(match[1]) * _SIZE_UNITS[match[2] or ""])
+    number = float(match[1]) if "." in match[1] else int(match[1])  # whole numbers stay exact
+    return int(number * _SIZE_UNITS[match[2] or ""])
 
 
 def format_duration(seconds: float) -> str:
