@@ -53,7 +53,7 @@ class Example:
         if "json" in self.expected:
             try:
                 value = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return f"body {_short(text)} is not JSON"
             return difference(value, self.expected["json"], self.expected.get("tolerance", DEFAULT_TOLERANCE))
         return ""
@@ -62,8 +62,8 @@ class Example:
 def difference(value: Any, wanted: Any, tolerance: float, at: str = "$") -> str:
     """Where two JSON values differ (``$.scores[2]: 0.5 instead of 0.7``); empty when they do not."""
     if _is_number(value) and _is_number(wanted):
-        close = math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
-        return "" if close else f"{at}: {value} instead of {wanted}"
+        same = value == wanted or _is_close(value, wanted, tolerance)
+        return "" if same else f"{at}: {_clip(str(value))} instead of {_clip(str(wanted))}"
     if isinstance(value, dict) and isinstance(wanted, dict):
         if value.keys() != wanted.keys():
             return f"{at}: keys {sorted(value)} instead of {sorted(wanted)}"
@@ -81,8 +81,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _short(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+def _is_close(value: float, wanted: float, tolerance: float) -> bool:
+    try:
+        return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
+    except OverflowError:  # a whole number beyond what floats reach
+        return False
+
+
+def _short(text: str) -> str:
+    return repr(_clip(text))
+
+
+def _clip(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def load_examples(folder: Path) -> list[Example]:
@@ -93,7 +104,7 @@ def load_examples(folder: Path) -> list[Example]:
 def _load(path: Path) -> Example:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as exc:
+    except (ValueError, OSError, RecursionError) as exc:
         raise _bad(path, f"It cannot be read: {exc}.") from exc
     if not isinstance(data, dict) or not isinstance(data.get("request"), dict):
         raise _bad(path, "It has no request.")
@@ -111,8 +122,13 @@ def _checked(path: Path, request: dict[str, Any], response: dict[str, Any]) -> E
     if not isinstance(headers, dict):
         raise _bad(path, "request.headers is no object.")
     headers = {str(name): str(value) for name, value in headers.items()}
-    if not isinstance(response.get("status", 200), int):
-        raise _bad(path, "response.status is no number.")
+    method, target = request.get("method", "POST"), request.get("path", "/")
+    if not isinstance(method, str) or not isinstance(target, str) or not target.startswith("/"):
+        raise _bad(path, "request.method is text, and request.path is text that begins with a slash.")
+    if "body" in request and "body_base64" in request:
+        raise _bad(path, "The request has two bodies.")
+    if type(response.get("status", 200)) is not int:
+        raise _bad(path, "response.status is no whole number.")
     if not isinstance(response.get("body_contains", ""), str) or not isinstance(response.get("body", ""), str):
         raise _bad(path, "response.body and body_contains are text; use json for values.")
     if not _is_number(response.get("tolerance", 0)) or response.get("tolerance", 0) < 0:
@@ -128,7 +144,7 @@ def _checked(path: Path, request: dict[str, Any], response: dict[str, Any]) -> E
     else:
         data = json.dumps(body).encode()
         headers.setdefault("Content-Type", "application/json")
-    return Example(path.stem, str(request.get("method", "POST")).upper(), str(request.get("path", "/")), headers, data, response)
+    return Example(path.stem, method.upper(), target, headers, data, response)
 
 
 def _bad(path: Path, why: str) -> ConfigError:
