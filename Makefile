@@ -25,7 +25,7 @@ try-criu:
 
 .PHONY: demo
 demo: setup try-criu ## Wake a real model function from zero, plain and from its snapshot, and show the difference
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m scripts.demo
 
 .PHONY: test
 test: setup try-criu lint types imports ## Run everything: lint, types, import rules, and all tests
@@ -59,7 +59,7 @@ fmt: setup ## Format the code and mend what lint can mend
 
 .PHONY: docs
 docs: setup ## Write the generated reference pages
-	$(BIN)/python scripts/reference.py
+	$(BIN)/python -m scripts.reference
 
 .PHONY: lock
 lock: setup ## Pin the development environment anew

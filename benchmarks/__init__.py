@@ -1,0 +1,1 @@
+"""Measures the bars that gpufn sets itself: see `benchmarks.__main__`."""
