@@ -39,7 +39,7 @@ class Answer:
 
     status: int
     body: bytes
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage
     seconds: float
     first_s: float
 

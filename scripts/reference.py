@@ -1,0 +1,205 @@
+"""Writes docs/reference/*.md from the code they describe, so that they cannot say anything else.
+
+`make docs` writes them; `tests/unit/test_docs.py` fails while they are not current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapter import errors
+from adapter.cli.main import COMMANDS, INTERRUPTED, gpufn
+from adapter.errors import AdapterError
+from adapter.keys import CONFIG_FILE, DOMAIN
+from adapter.openfaas.metrics import Metrics as GatewayMetrics
+from adapter.replica import ReplicaSettings
+from adapter.runtime.metrics import Metrics as ReplicaMetrics
+from adapter.spec import FIELDS, Field
+from adapter.units import format_size
+
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+NOTICE = "<!-- Written by scripts/reference.py (make docs) from the code. Edit that. -->\n"
+
+REPLICA_METRICS = {
+    "http_requests_total": "requests answered, by status code and method (of-watchdog's name)",
+    "http_request_duration_seconds": "seconds until a request was answered (of-watchdog's name)",
+    "http_requests_in_flight": "requests being handled (of-watchdog's name)",
+    "gpufn_starts_total": "starts, by the rung that served and whether it came up",
+    "gpufn_start_phase_seconds_total": "seconds spent in each phase of starts",
+    "gpufn_rung_failures_total": "faster rungs that were not taken, by reason",
+    "gpufn_snapshots_total": "process snapshots, by how far they came",
+    "gpufn_model_exits_total": "model processes that ended unasked, by reason",
+}
+"""What a replica's own metrics mean; their names are checked against what it serves."""
+
+
+def pages() -> dict[str, str]:
+    """File name -> content of every generated page."""
+    return {
+        "gpufn-toml.md": gpufn_toml(),
+        "settings.md": settings(),
+        "exit-codes.md": exit_codes(),
+        "metrics.md": metrics(),
+        "cli.md": command_line(),
+    }
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def default_of(item: Field) -> str:
+    """A default as a user would write it."""
+    value = item.default
+    if item.name == "in_flight":
+        return "`8`, with a GPU `1`"
+    if item.name.endswith("_s"):
+        return f'`"{value:g}s"`'
+    if item.name.endswith("_bytes"):
+        return f'`"{format_size(value).replace(".0", "")}"`' if value else "`0`"
+    if isinstance(value, tuple):
+        return "`[]`"
+    return f"`{value:g}`" if isinstance(value, int | float) else f'`"{value}"`'
+
+
+def gpufn_toml() -> str:
+    rows = (
+        (f"`[{f.table}]` `{f.key}`", f"`{DOMAIN}/{f.annotation}`", default_of(f), f.form.accepted, f.doc)
+        for f in FIELDS
+    )
+    return (
+        f"{NOTICE}# {CONFIG_FILE} and annotations\n\n"
+        f"A function asks for what it needs in `{CONFIG_FILE}` beside its handler. The annotation of a deployment wins over\n"
+        "the key of the file, so that one image can be deployed with different policies. Unknown keys are refused, with\n"
+        "the nearest known one; annotations of other domains are nobody's business here.\n\n"
+        + table(("key", "annotation", "default", "written as", "meaning"), rows)
+    )
+
+
+def settings() -> str:
+    def default(name: str, value: Any) -> str:
+        if name.endswith("_bytes"):
+            return f"`{format_size(value).replace('.0', '')}`"
+        text = (
+            ",".join(value)
+            if isinstance(value, tuple)
+            else str(value).lower()
+            if isinstance(value, bool)
+            else str(value)
+        )
+        return f"`{text}`" if text else "–"
+
+    rows = (
+        (", ".join(f"`{name}`" for name in f.metadata["names"]), default(f.name, f.default), f.metadata["doc"])
+        for f in fields(ReplicaSettings)
+    )
+    return (
+        f"{NOTICE}# Settings of a replica\n\n"
+        "A replica's entrypoint (`python -m adapter.runtime`) reads these environment variables, the first that is set\n"
+        "of each row. Whoever starts a replica sets them: `gpufn up`, a container engine, a kubelet. The names of\n"
+        "of-watchdog and Knative are honoured. A value that cannot be used stops the replica with a message that names\n"
+        "it. All other variables are the function's own.\n\n"
+        + table(("variables", "default", "meaning"), rows)
+        + "\nDurations are written `30`, `30s`, `1m30s` or `250ms`, sizes `4096`, `16Mi` or `2G`.\n"
+    )
+
+
+def _classes(root: type[AdapterError] = AdapterError) -> Iterator[type[AdapterError]]:
+    yield root
+    for below in root.__subclasses__():
+        yield from _classes(below)
+
+
+def exit_codes() -> str:
+    classes = [kind for kind in _classes() if kind.__module__ == errors.__name__]
+    by_code: dict[int, list[str]] = {
+        0: ["done"],
+        2: ["wrong usage: an unknown option or argument"],
+        INTERRUPTED: ["Ctrl-C"],
+    }
+    for kind in classes:
+        by_code.setdefault(kind.exit_code, []).append(f"`{kind.__name__}`")
+    return (
+        f"{NOTICE}# Exit codes and errors\n\n"
+        "Every error says what happened, why, and what to do, and ends its first line with a code in brackets that\n"
+        "stays the same: search for that. On HTTP the same error is\n"
+        '`{"error": {"code", "message", "why", "hint"}}`, and plain text on `/system/…`, which faas-cli prints.\n\n'
+        "## Exit codes of `gpufn`\n\n"
+        + table(("code", "when"), ((code, ", ".join(names)) for code, names in sorted(by_code.items())))
+        + "\n`gpufn doctor` ends with 1 when a check fails.\n\n## Errors\n\n"
+        + table(
+            ("error", "exit code", "HTTP status", "code, unless a case has its own"),
+            ((f"`{kind.__name__}`", kind.exit_code, kind.http_status, f"`{kind.default_code}`") for kind in classes),
+        )
+    )
+
+
+def metrics() -> str:
+    return (
+        f"{NOTICE}# Metrics\n\n"
+        "Prometheus text format. Money is never a metric: it comes from the ledger (`gpufn usage`).\n\n"
+        "## `gpufn up`: `/metrics` on its port\n\n"
+        "The `gateway_…` names are OpenFaaS's, so that its dashboards work. `function_name` and `function` are\n"
+        "`<name>.<namespace>`.\n\n"
+        + table(("metric", "type", "labels", "meaning"), _gateway_metrics())
+        + "\n## A replica: `/metrics` on port 8081 (`GPUFN_METRICS_PORT`)\n\n"
+        "Replicas that `gpufn up` starts serve none: the gateway counts for them.\n\n"
+        + table(("metric", "type", "meaning"), _replica_metrics())
+    )
+
+
+def _gateway_metrics() -> Iterator[tuple[str, ...]]:
+    collectors = GatewayMetrics().registry._collector_to_names  # noqa: SLF001  # labels are nowhere public before a first sample
+    for collector in collectors:
+        family = next(iter(collector.collect()))
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ())) or "–"
+        yield f"`{name}`", family.type, labels, family.documentation
+
+
+def _replica_metrics() -> Iterator[tuple[str, ...]]:
+    served = [line.split() for line in ReplicaMetrics("f", "n")._lines([], 0) if line.startswith("# TYPE ")]  # noqa: SLF001
+    for _, _, name, kind in served:
+        yield f"`{name}`", kind, REPLICA_METRICS[name]
+
+
+def command_line() -> str:
+    intro = (
+        f"{NOTICE}# Command line\n\n"
+        "Answers go to standard output, everything else to standard error. Every option can be set by a variable\n"
+        "`GPUFN_<COMMAND>_<OPTION>`; a flag wins. Exit codes: [exit-codes.md](exit-codes.md).\n"
+    )
+    parts = [intro]
+    for name in COMMANDS:
+        command = gpufn.get_command(click.Context(gpufn), name)
+        assert command is not None
+        parts += _command_page(f"gpufn {name}", command, 2)
+    return "".join(parts)
+
+
+def _command_page(path: str, command: click.Command, level: int) -> Iterator[str]:
+    context = click.Context(command, info_name=path, max_content_width=110, terminal_width=110)
+    yield f"\n{'#' * level} {path}\n\n```\n{command.get_help(context)}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None:
+                yield from _command_page(f"{path} {name}", below, level + 1)
+
+
+def main() -> int:
+    for name, content in pages().items():
+        (FOLDER / name).write_text(content, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
