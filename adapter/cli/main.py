@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has all it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
         return 0
-    except Exception as exc:  # noqa: BLE001  # boundary: whatever a command did not foresee
+    except Exception as exc:  # boundary: whatever a command did not foresee
         return _unexpected(exc, arguments)
 
 

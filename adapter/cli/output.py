@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 import click
@@ -30,11 +31,16 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def show(value: Any) -> str:
     """A table cell: a dash for nothing, words for lists."""
-    if value is None or value == "" or value == [] or value == ():
+    if value is None or value in ("", [], ()):
         return NOTHING
     if isinstance(value, list | tuple):
         return ",".join(str(item) for item in value)
     return str(value)
+
+
+def format_instant(at_ns: int) -> str:
+    """An instant since the epoch as UTC, to the second."""
+    return datetime.fromtimestamp(at_ns // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True, slots=True)

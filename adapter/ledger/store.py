@@ -119,10 +119,12 @@ class Ledger:
     def _compare(self, connection: sa.Connection, row: dict[str, Any]) -> None:
         there = connection.execute(_leases.select().where(_leases.c.id == row["id"])).mappings().one()
         if dict(there) != row:
-            logger.error("an interval came again with other values; the first one stays", extra={"fields": {"id": row["id"]}})
+            logger.error(
+                "an interval came again with other values; the first one stays", extra={"fields": {"id": row["id"]}}
+            )
 
     def starts(
-        self, function: str | None = None, namespace: str | None = None, limit: int = 100, since_ns: int = 0
+        self, function: str | None = None, namespace: str | None = None, limit: int | None = 100, since_ns: int = 0
     ) -> list[StartRecord]:
         """Newest first."""
         query = sa.select(_starts.c.record).where(_starts.c.started_at_ns >= since_ns)
@@ -175,5 +177,3 @@ def _hint(cause: str) -> str:
         ("unable to open", "Check the folder and its owner."),
     )
     return next((hint for word, hint in hints if word in cause), "")
-
-

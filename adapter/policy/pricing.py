@@ -1,8 +1,13 @@
-"""Price plans: what a second costs, by class, and in which phases it is billed.
+"""Price plans: what a second costs, by class, and in which phases it is billed. As a file:
 
     currency: EUR
     classes:
-      standard: {per_gpu_second: "0.000583", per_replica_second: "0.00001", billed: [restoring, running, idle]}
+      standard:
+        per_gpu_second: 0.000583
+        per_replica_second: 0.00001
+        billed: [restoring, running, idle, draining]
+
+Reading the file is the caller's business; this module gets what was in it.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from adapter.errors import ConfigError
-from adapter.policy.leases import CPU_DEVICE
-from adapter.records import LeaseInterval, LeasePhase
+from adapter.records import LeasePhase
 
 _DEFAULT_BILLED = frozenset({LeasePhase.RESTORING, LeasePhase.RUNNING, LeasePhase.IDLE, LeasePhase.DRAINING})
-_KEYS = ("per_gpu_second", "per_replica_second", "billed")
+_PLAN_KEYS = ("currency", "classes")
+_CLASS_KEYS = ("per_gpu_second", "per_replica_second", "billed")
+_MAX_DIGITS = 30
+"""Of a price: reports multiply prices exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +46,26 @@ class PricePlan:
     @classmethod
     def parse(cls, data: Any, source: str) -> PricePlan:
         """A plan from the mapping of a price file. Raises `ConfigError` naming the key."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("classes"), Mapping):
+        _check_keys(data, _PLAN_KEYS, source)
+        classes, currency = data.get("classes"), data.get("currency", "")
+        if not isinstance(classes, Mapping):
             raise _bad(source, "classes", "a mapping of class names to prices")
-        classes = {str(name): _price_class(value, f"{source}: classes.{name}") for name, value in data["classes"].items()}
-        return cls(str(data.get("currency", "")), classes)
+        if not isinstance(currency, str):
+            raise _bad(source, "currency", "its name, such as EUR")
+        return cls(
+            currency, {str(name): _price_class(value, f"{source}: classes.{name}") for name, value in classes.items()}
+        )
 
-    def cost(self, interval: LeaseInterval, nanoseconds: int) -> Decimal:
-        """Money for `nanoseconds` of an interval."""
-        price = self.classes.get(interval.price_class, PriceClass())
-        if interval.phase not in price.billed:
+    def rate(self, price_class: str, phase: LeasePhase, *, gpu: bool) -> Decimal:
+        """Money for one second of a whole GPU, or of a replica without one, in `phase`."""
+        price = self.classes.get(price_class)
+        if price is None or phase not in price.billed:
             return Decimal(0)
-        rate = price.per_replica_second if interval.device == CPU_DEVICE else price.per_gpu_second
-        return rate * Decimal(nanoseconds) / 10**9 * Decimal(str(interval.share))
+        return price.per_gpu_second if gpu else price.per_replica_second
 
 
 def _price_class(data: Any, where: str) -> PriceClass:
-    if not isinstance(data, Mapping):
-        raise _bad(where, "", "a mapping")
-    for key in data:
-        if key not in _KEYS:
-            raise _bad(where, str(key), f"one of {', '.join(_KEYS)}")
+    _check_keys(data, _CLASS_KEYS, where)
     billed = data.get("billed")
     try:
         phases = _DEFAULT_BILLED if billed is None else frozenset(LeasePhase(phase) for phase in billed)
@@ -68,14 +75,27 @@ def _price_class(data: Any, where: str) -> PriceClass:
 
 
 def _money(data: Mapping[str, Any], key: str, where: str) -> Decimal:
+    value = data.get(key, 0)
     try:
-        value = Decimal(str(data.get(key, 0)))
+        money = Decimal(str(value))
     except InvalidOperation as exc:
         raise _bad(where, key, "a number") from exc
-    if not value.is_finite() or value < 0:
+    if isinstance(value, bool) or not money.is_finite() or money < 0:
         raise _bad(where, key, "a number of zero or more")
-    return value
+    if len(format(money, "f")) > _MAX_DIGITS:
+        raise _bad(where, key, f"a number of at most {_MAX_DIGITS} digits")
+    return money
+
+
+def _check_keys(data: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise _bad(where, "", f"a mapping with {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise _bad(where, str(key), f"one of {', '.join(known)}")
 
 
 def _bad(where: str, key: str, accepted: str) -> ConfigError:
-    return ConfigError(f"{where} {key} cannot be used.".replace("  ", " "), hint=f"Write {accepted}.", code="bad-prices")
+    return ConfigError(
+        f"{f'{where}: {key}' if key else where} cannot be used.", hint=f"Write {accepted}.", code="bad-prices"
+    )

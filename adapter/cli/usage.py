@@ -1,0 +1,191 @@
+"""`gpufn usage`: who held what for how long, and what it costs, from the ledger of a state folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from adapter.cli.ledger import open_ledger
+from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options, warn
+from adapter.cli.period import Period, period
+from adapter.cli.state import state_option
+from adapter.errors import ConfigError
+from adapter.policy.pricing import PricePlan
+from adapter.policy.report import GROUPS, ReportRow, report, unit_of
+from adapter.records import LeaseInterval, LeasePhase, StartRecord
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_EMPTY = "Nothing was held in this time. A wider one: --for 7d"
+
+
+@click.group()
+def command() -> None:
+    """Report GPU-seconds and what they cost.
+
+    A second of half a GPU is half a GPU-second. Replicas without a GPU count replica-seconds. Replicas that
+    run are counted up to their last heartbeat, ten seconds ago at most.
+    """
+
+
+def _period_options(command: _Command) -> _Command:
+    for option in (
+        click.option("--end", metavar="INSTANT", help="End, excluded [default: now]."),
+        click.option("--start", metavar="INSTANT", help="Start, included: 2026-11-20 or 2026-11-20T08:00:00+01:00."),
+        click.option(
+            "--for", "words", metavar="TIME", help="today, yesterday, month, last-month, 24h, 7d [default: today]."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _read_groups(_context: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(value.replace(",", " ").replace("-", "_").split()))
+    for name in names:
+        if name not in GROUPS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(GROUPS)}.")
+    return names
+
+
+@command.command("report")
+@_period_options
+@click.option(
+    "--by", default="function", show_default=True, metavar="NAMES", callback=_read_groups,
+    help=f"One or more of {', '.join(GROUPS)}.",
+)  # fmt: skip
+@click.option(
+    "--prices", type=click.Path(path_type=Path, dir_okay=False), help="Price plan (YAML); default: no prices."
+)
+@state_option
+@output_options
+def report_command(
+    words: str | None,
+    start: str | None,
+    end: str | None,
+    by: tuple[str, ...],
+    prices: Path | None,
+    state: Path | None,
+    output: Output,
+) -> None:
+    """Add up what was held, by function or otherwise. Times are UTC.
+
+    ALLOCATED is all time but parked, in which a replica gives its GPU back; RUNNING is the part of it with a
+    request in flight.
+    """
+    chosen = period(words, start, end, time.time_ns())
+    plan = read_plan(prices)
+    intervals, starts = _read(state, chosen)
+    rows = report(intervals, starts, plan, start_ns=chosen.start_ns, end_ns=chosen.end_ns, by=by)
+    output.rows([_row(row, by, plan) for row in rows], _columns(by, plan, output), empty=_EMPTY)
+    if rows:
+        note(f"{chosen}{f'; prices: {prices}' if prices else ''}")
+    unpriced = sorted({interval.price_class for interval in intervals} - set(plan.classes))
+    if prices and unpriced:
+        warn(f"{prices} has no price for {', '.join(unpriced)}: counted as nothing.")
+
+
+@command.command("leases")
+@click.argument("function", required=False)
+@_period_options
+@state_option
+@output_options
+def leases_command(
+    function: str | None, words: str | None, start: str | None, end: str | None, state: Path | None, output: Output
+) -> None:
+    """List the intervals behind a report: every one that overlaps its time."""
+    chosen = period(words, start, end, time.time_ns())
+    intervals, _ = _read(state, chosen, function)
+    output.rows([_lease_row(interval) for interval in intervals], _LEASE_COLUMNS, empty=_EMPTY)
+    if intervals:
+        note(str(chosen))
+
+
+def read_plan(path: Path | None) -> PricePlan:
+    """The plan of a file; without one, everything is free. Raises `ConfigError`."""
+    if path is None:
+        return PricePlan()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        why = (exc.strerror if isinstance(exc, OSError) else None) or " ".join(str(exc).split())
+        raise ConfigError(f"The price plan {path} cannot be read.", why=f"{why}.", code="bad-prices") from exc
+    return PricePlan.parse(data, str(path))
+
+
+def _read(
+    state: Path | None, chosen: Period, function: str | None = None
+) -> tuple[list[LeaseInterval], list[StartRecord]]:
+    with open_ledger(state) as ledger:
+        if ledger is None:
+            return [], []
+        intervals = ledger.intervals(chosen.start_ns, chosen.end_ns, function)
+        return intervals, ledger.starts(function, limit=None, since_ns=chosen.start_ns)
+
+
+def _row(row: ReportRow, by: Sequence[str], plan: PricePlan) -> dict[str, Any]:
+    """A row under its wire names; nanoseconds rounded to whole ones here, and only here."""
+    return {
+        **dict(zip(by, row.group, strict=True)),
+        "unit": row.unit,
+        "allocated_ns": round(row.allocated_ns),
+        **{f"{phase.value}_ns": round(row.phase_ns.get(phase, Decimal(0))) for phase in LeasePhase},
+        "busy_ratio": round(row.busy_ratio, 6),
+        "starts": None if "phase" in by else row.starts,
+        "failed_starts": None if "phase" in by else row.failed_starts,
+        "cost": format(row.cost.normalize(), "f"),
+        "currency": plan.currency,
+    }
+
+
+def _columns(by: Sequence[str], plan: PricePlan, output: Output) -> list[Column]:
+    money = f" {plan.currency}" if plan.currency else ""
+    return [
+        *(Column(name.upper(), name) for name in by),
+        Column("UNIT", "unit"),
+        Column("ALLOCATED", "allocated_ns", _seconds, right=True),
+        *(Column(phase.value.upper(), f"{phase.value}_ns", _seconds, right=True) for phase in LeasePhase),
+        Column("BUSY", "busy_ratio", lambda ratio: f"{ratio:.0%}", right=True),
+        *([] if "phase" in by else [Column("STARTS", "starts", right=True)]),
+        *([] if "phase" in by else [Column("FAILED", "failed_starts", right=True, wide=True)]),
+        *([Column(f"COST{money}", "cost", _money, right=True)] if plan.classes else []),
+        *([Column("CURRENCY", "currency")] if plan.classes and output.form == "csv" else []),
+    ]
+
+
+def _lease_row(interval: LeaseInterval) -> Mapping[str, Any]:
+    row = {name: getattr(interval, name) for name in LeaseInterval.__slots__}
+    return row | {
+        "phase": interval.phase.value,
+        "unit": unit_of(interval),
+        "held_ns": interval.ended_at_ns - interval.started_at_ns,
+    }
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e9:,.1f}" if nanoseconds else NOTHING
+
+
+def _money(text: str) -> str:
+    return f"{Decimal(text):,.4f}"
+
+
+_LEASE_COLUMNS = [
+    Column("ID", "id"),
+    Column("FUNCTION", "function"),
+    Column("NAMESPACE", "namespace", wide=True),
+    Column("REVISION", "revision", wide=True),
+    Column("TENANT", "tenant", wide=True),
+    Column("CLASS", "price_class", wide=True),
+    Column("PHASE", "phase"),
+    Column("DEVICE", "device"),
+    Column("SHARE", "share", lambda share: f"{share:g}", right=True),
+    Column("STARTED", "started_at_ns", format_instant),
+    Column("ENDED", "ended_at_ns", format_instant),
+    Column("SECONDS", "held_ns", lambda ns: f"{ns / 1e9:,.3f}", right=True),
+]
