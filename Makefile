@@ -2,6 +2,8 @@
 
 SHELL := /bin/sh
 BIN := .venv/bin
+# Modules are compiled once, not at each start.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 .PHONY: help

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from adapter.keys import ENV_CRIU
+
 REPOSITORY = Path(__file__).parents[1]
 FUNCTIONS = REPOSITORY / "functions"
 
@@ -84,7 +86,7 @@ class Session:
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [*command, "--functions", str(self._functions)],
-                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd="/", env=_environment(),
+                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd="/", env=clean_environment(),
             )  # fmt: skip
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
@@ -221,7 +223,7 @@ class Session:
 
     def cli(self, *arguments: str) -> str:
         """What the real command prints about this gateway."""
-        environment = {**_environment(), "GPUFN_HOME": str(self.state), "OPENFAAS_URL": self.url}
+        environment = {**clean_environment(), "GPUFN_HOME": str(self.state), "OPENFAAS_URL": self.url}
         done = subprocess.run([*gpufn(), *arguments], capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise RuntimeError(f"gpufn {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
@@ -233,11 +235,11 @@ def gpufn() -> list[str]:
     return [sys.executable, "-m", "adapter.cli.main"]
 
 
-def _environment() -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("GPUFN_", "OPENFAAS_"))}
-    if "GPUFN_CRIU" in os.environ:
-        own["GPUFN_CRIU"] = os.environ["GPUFN_CRIU"]
-    return {**own, "PYTHONPATH": str(REPOSITORY)}
+def clean_environment() -> dict[str, str]:
+    """Ours without what would change what is measured: settings of gpufn, and Python compiling anew at each start."""
+    ours = ("GPUFN_", "OPENFAAS_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name == ENV_CRIU or not name.startswith(ours)}
+    return {**kept, "PYTHONPATH": str(REPOSITORY)}
 
 
 # What is left -----------------------------------------------------------------------------------

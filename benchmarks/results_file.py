@@ -1,0 +1,169 @@
+"""Bars and the file that keeps them: benchmarks/results/<machine>_<date>.json.
+
+``{"machine": {…}, "date", "commit", "bars": [{"name", "value", "unit", "bar", "met", "runs"}], "starts": {…}}``.
+A bar that is measured again on the same day replaces its value and moves the former one to ``earlier``, so
+that nobody can measure until it fits without leaving a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+
+WANTED: dict[str, tuple[str, float]] = {
+    "embed_plain_over_restored": (">=", 15),
+    "embed_restored_over_criu": ("<=", 1.5),
+    "generate_plain_over_restored": (">=", 30),
+    "listen_ms": ("<=", 100),
+    "echo_warm_rps_over_gunicorn": (">=", 0.95),
+    "echo_warm_p99_over_gunicorn": ("<=", 1.1),
+    "embed_warm_rps_over_gunicorn": (">=", 0.95),
+    "embed_warm_p99_over_gunicorn": ("<=", 1.1),
+    "held_500_lost": ("<=", 0),
+    "held_500_starts": ("<=", 1),
+    "cycles_100_wrong": ("<=", 0),
+    "cycles_100_leaked": ("<=", 0),
+    "echo_from_zero_ms": ("<=", 400),
+}
+"""What each bar should be. Values with other names are facts beside the bars, without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One measured value. `runs` are the raw values behind it, in the order in which they were taken."""
+
+    name: str
+    value: float
+    unit: str
+    runs: Sequence[Any] = ()
+    bar: str | None = None
+    met: bool | None = None
+    earlier: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @classmethod
+    def of(cls, name: str, value: float, unit: str, runs: Iterable[Any] = ()) -> Bar:
+        """A bar with what is wanted of it, if anything is."""
+        value = round(value, 4)
+        if name not in WANTED:
+            return cls(name, value, unit, tuple(runs))
+        sign, bound = WANTED[name]
+        met = value >= bound if sign == ">=" else value <= bound
+        return cls(name, value, unit, tuple(runs), f"{sign} {bound:g}", met)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        if not self.earlier:
+            del data["earlier"]
+        return data
+
+
+def ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
+    return statistics.median(over) / statistics.median(under)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on. No names of hosts or people."""
+    facts = {
+        "cpu": _first("/proc/cpuinfo", r"model name\s*:\s*(.+)") or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(_first("/proc/meminfo", r"MemTotal:\s*(\d+)") or 0) / 2**20),
+        "kernel": platform.release().split("-")[0],
+        "system": _first("/etc/os-release", r'PRETTY_NAME="(.+)"') or platform.system(),
+        "python": platform.python_version(),
+    }
+    return {**facts, "criu": _criu_version()}
+
+
+def _first(path: str, pattern: str) -> str:
+    try:
+        match = re.search(pattern, Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return match[1].strip() if match else ""
+
+
+def _criu_version() -> str:
+    from adapter.errors import SnapshotError
+    from adapter.snapshot.process import find_criu
+
+    try:
+        return find_criu().version
+    except SnapshotError:
+        return "none"
+
+
+def path_of(facts: Mapping[str, Any], date: str, folder: Path = FOLDER) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", str(facts["cpu"]).lower()).strip("-")
+    return folder / f"{name}-{facts['cores']}-cores_{date}.json"
+
+
+def save(
+    bars: Iterable[Bar],
+    starts: Mapping[str, Any],
+    *,
+    folder: Path = FOLDER,
+    now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+) -> Path:
+    """Add `bars` and `starts` to the file of this machine and day; returns its path."""
+    facts, at = machine(), now()
+    path = path_of(facts, f"{at:%Y-%m-%d}", folder)
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"bars": [], "starts": {}}
+    data = {
+        "machine": facts,
+        "date": f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        "commit": _commit(),
+        "bars": merged(old["bars"], [bar.to_json() for bar in bars]),
+        "starts": {**old["starts"], **starts},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(_compact(data), encoding="utf-8")
+    return path
+
+
+def merged(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The old bars with the new ones in their places, former values kept."""
+    result = {bar["name"]: bar for bar in old}
+    for bar in new:
+        former = result.get(bar["name"])
+        if former is not None:
+            seen = [*former.get("earlier", ()), {"value": former["value"], "met": former["met"]}]
+            result[bar["name"]] = {**bar, "earlier": seen}
+        else:
+            result[bar["name"]] = bar
+    return list(result.values())
+
+
+def _compact(data: Mapping[str, Any]) -> str:
+    """JSON for people and for diffs: one line a bar and a start."""
+
+    def lines(items: Iterable[str]) -> str:
+        return ",\n    ".join(items)
+
+    bars = lines(json.dumps(bar) for bar in data["bars"])
+    starts = lines(f"{json.dumps(name)}: {json.dumps(record)}" for name, record in data["starts"].items())
+    head = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(data[key])}" for key in ("machine", "date", "commit"))
+    return f'{{\n  {head},\n  "bars": [\n    {bars}\n  ],\n  "starts": {{\n    {starts}\n  }}\n}}\n'
+
+
+def _commit() -> str:
+    """The revision measured, with a mark where the work tree differs from it."""
+    repository = Path(__file__).parents[1]
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or "unknown"
