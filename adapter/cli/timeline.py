@@ -57,10 +57,10 @@ def _bar(phase: Phase, total_ns: int) -> str:
 
 
 # The picture, in pixels.
-_WIDTH, _LEFT, _RIGHT, _EDGE = 960, 214, 84, 16
+_WIDTH, _LEFT, _RIGHT, _EDGE = 960, 232, 84, 16
 _BAR, _STEP, _GAP = 20, 23, 12
 _SCALE = _WIDTH - _LEFT - _RIGHT
-_LETTER = 6.6
+_LETTER = 7.0
 
 
 def picture(records: Sequence[StartRecord]) -> str:

@@ -168,7 +168,7 @@ def _lease_row(interval: LeaseInterval) -> Mapping[str, Any]:
 
 
 def _seconds(nanoseconds: int) -> str:
-    return f"{nanoseconds / 1e9:,.1f}" if nanoseconds else NOTHING
+    return f"{nanoseconds / 1e9:,.2f}" if nanoseconds else NOTHING
 
 
 def _money(text: str) -> str:

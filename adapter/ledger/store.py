@@ -1,14 +1,15 @@
 """The ledger: append-only rows of lease intervals and start records.
 
 SQLAlchemy Core over SQLite (WAL, synchronous FULL: what is acknowledged is on the disk) on one machine,
-or PostgreSQL in a cluster. Rows have deterministic ids, so that a delivery that is repeated counts once;
-nothing is ever updated. Schema changes are ordered steps; their number is in the database.
+or PostgreSQL in a cluster. Rows have deterministic ids, so that a delivery that is repeated counts once, in
+whatever order deliveries come; nothing is ever updated.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,43 +19,23 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.errors import LedgerError
+from adapter.ledger.schema import LEASES, STARTS, migrate
 from adapter.records import LeaseInterval, LeasePhase, StartRecord
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 1
 
-_metadata = sa.MetaData()
-_version = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-_leases = sa.Table(
-    "lease_intervals",
-    _metadata,
-    sa.Column("id", sa.String(200), primary_key=True),
-    *(
-        sa.Column(name, sa.String(128), nullable=False)
-        for name in ("function", "namespace", "revision", "replica", "tenant", "price_class", "device")
-    ),
-    sa.Column("share", sa.Float, nullable=False),
-    sa.Column("phase", sa.String(16), nullable=False),
-    sa.Column("started_at_ns", sa.BigInteger, nullable=False),
-    sa.Column("ended_at_ns", sa.BigInteger, nullable=False, index=True),
-    sa.CheckConstraint("ended_at_ns > started_at_ns", name="interval_is_positive"),
-)
-_starts = sa.Table(
-    "starts",
-    _metadata,
-    sa.Column("replica", sa.String(128), primary_key=True),
-    sa.Column("started_at_ns", sa.BigInteger, primary_key=True, index=True),
-    sa.Column("function", sa.String(128), nullable=False),
-    sa.Column("namespace", sa.String(128), nullable=False),
-    sa.Column("record", sa.Text, nullable=False),
-)
+LOCK_TIMEOUT_S = 10.0
+"""A writer waits this long for another one. Ours write in milliseconds: longer means that somebody hangs."""
+
+_COLUMNS = tuple(column.name for column in LEASES.columns)
+_READS = {"reads": True}
 
 
 def ledger_url(state: Path) -> str:
     """The URL of a state folder's own ledger."""
-    return f"sqlite:///{state / FILE_NAME}"
+    return f"sqlite:///{state.absolute() / FILE_NAME}"
 
 
 class Ledger:
@@ -62,89 +43,124 @@ class Ledger:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     @classmethod
-    def open(cls, url: str) -> Ledger:
-        """Open, and create or bring up to date what is there."""
-        engine = sa.create_engine(url, connect_args={"timeout": 10} if url.startswith("sqlite") else {})
-        if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", _set_pragmas)
+    def open(cls, url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Ledger:
+        """Open, and create or bring up to date what is there. `url`: ``sqlite:///FILE`` or ``postgresql://…``."""
         with _translated(url):
-            _metadata.create_all(engine)
+            engine = _engine(url, lock_timeout_s)
             with engine.begin() as connection:
-                found = connection.execute(sa.select(sa.func.max(_version.c.version))).scalar()
-                if found is None:
-                    connection.execute(_version.insert().values(version=SCHEMA_VERSION))
-                elif found > SCHEMA_VERSION:
-                    raise LedgerError(
-                        f"The ledger has schema {found}, this gpufn knows {SCHEMA_VERSION}.",
-                        why="A newer gpufn has written it.",
-                        hint="Use that version, or another state folder.",
-                        code="ledger-too-new",
-                    )
+                migrate(connection)
         return cls(engine)
 
+    def close(self) -> None:
+        self._engine.dispose()
+
     def add_start(self, record: StartRecord) -> None:
-        """Append a start; one that is there already (replica and instant) is left as it is."""
+        """Append a start; one that is there already (same replica and instant) is left as it is."""
         row = {
             "replica": record.replica,
             "started_at_ns": record.started_at_ns,
             "function": record.function,
             "namespace": record.namespace,
-            "record": json.dumps(record.to_json()),
+            "record": json.dumps(record.to_json(), sort_keys=True),
         }
-        self._append(_starts, [row])
+        with self._begin() as connection:
+            self._append(connection, STARTS, row)
 
     def add_intervals(self, intervals: Iterable[LeaseInterval]) -> int:
-        """Append intervals; returns how many were new. One whose id is there with other values is logged."""
-        rows = [
-            {name: getattr(interval, name) for name in LeaseInterval.__slots__} | {"phase": interval.phase.value}
-            for interval in intervals
-        ]
-        return self._append(_leases, rows)
+        """Append intervals, all or none; returns how many were new.
 
-    def _append(self, table: sa.Table, rows: list[dict[str, Any]]) -> int:
-        if not rows:
+        One whose id is there with other values, or that does not end after it starts, is kept out and logged:
+        it must not hold up the rest.
+        """
+        rows = [{**{name: getattr(i, name) for name in _COLUMNS}, "phase": i.phase.value} for i in intervals]
+        sound = [row for row in rows if row["ended_at_ns"] > row["started_at_ns"]]
+        for row in rows:
+            if row["ended_at_ns"] <= row["started_at_ns"]:
+                logger.error("an interval without length is kept out", extra={"fields": {"id": row["id"]}})
+        if not sound:
             return 0
-        insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._engine.dialect.name]
-        new = 0
-        with _translated(str(self._engine.url)), self._engine.begin() as connection:
-            for row in rows:
-                done = connection.execute(insert(table).values(row).on_conflict_do_nothing())
-                new += done.rowcount
-                if not done.rowcount and table is _leases:
-                    self._compare(connection, row)
-        return new
+        with self._begin() as connection:
+            return sum(self._append(connection, LEASES, row) for row in sound)
 
-    def _compare(self, connection: sa.Connection, row: dict[str, Any]) -> None:
-        there = connection.execute(_leases.select().where(_leases.c.id == row["id"])).mappings().one()
+    def _append(self, connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> bool:
+        """Whether the row is new."""
+        if connection.execute(self._insert(table).values(row).on_conflict_do_nothing()).rowcount:
+            return True
+        keys = {column.name: row[column.name] for column in table.primary_key}
+        there = connection.execute(table.select().filter_by(**keys)).mappings().one()
         if dict(there) != row:
-            logger.error(
-                "an interval came again with other values; the first one stays", extra={"fields": {"id": row["id"]}}
-            )
+            logger.error("a row came again with other values: the first one stays", extra={"fields": keys})
+        return False
 
     def starts(
         self, function: str | None = None, namespace: str | None = None, limit: int | None = 100, since_ns: int = 0
     ) -> list[StartRecord]:
-        """Newest first."""
-        query = sa.select(_starts.c.record).where(_starts.c.started_at_ns >= since_ns)
-        for column, value in ((_starts.c.function, function), (_starts.c.namespace, namespace)):
+        """Newest first, `limit` at most."""
+        query = sa.select(STARTS.c.record).where(STARTS.c.started_at_ns >= since_ns)
+        for column, value in ((STARTS.c.function, function), (STARTS.c.namespace, namespace)):
             query = query if value is None else query.where(column == value)
-        query = query.order_by(_starts.c.started_at_ns.desc()).limit(limit)
-        with _translated(str(self._engine.url)), self._engine.connect() as connection:
-            return [StartRecord.from_json(json.loads(text)) for text in connection.execute(query).scalars()]
+        query = query.order_by(STARTS.c.started_at_ns.desc(), STARTS.c.replica).limit(limit)
+        with self._read() as connection:
+            texts = connection.execute(query).scalars().all()
+        return [record for record in map(_start_record, texts) if record is not None]
 
     def intervals(self, start_ns: int, end_ns: int, function: str | None = None) -> list[LeaseInterval]:
-        """Those that overlap the range, in order of their start."""
-        query = _leases.select().where(_leases.c.ended_at_ns > start_ns, _leases.c.started_at_ns < end_ns)
+        """Those that overlap ``[start_ns, end_ns)``, in order of their start."""
+        query = LEASES.select().where(LEASES.c.ended_at_ns > start_ns, LEASES.c.started_at_ns < end_ns)
         if function is not None:
-            query = query.where(_leases.c.function == function)
-        with _translated(str(self._engine.url)), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(_leases.c.started_at_ns, _leases.c.id)).mappings()
-            return [LeaseInterval(**{**row, "phase": LeasePhase(row["phase"])}) for row in rows]
+            query = query.where(LEASES.c.function == function)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(LEASES.c.started_at_ns, LEASES.c.id)).all()
+        at = _COLUMNS.index("phase")
+        return [LeaseInterval(*row[:at], LeasePhase(row[at]), *row[at + 1 :]) for row in rows]
 
-    def close(self) -> None:
-        self._engine.dispose()
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        with _translated(str(self._engine.url)), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with _translated(str(self._engine.url)), self._engine.connect() as connection:
+            yield connection.execution_options(**_READS)
+
+
+def _start_record(text: str) -> StartRecord | None:
+    """None, and a line in the log, for one that another version wrote: the others are still worth showing."""
+    try:
+        return StartRecord.from_json(json.loads(text))
+    except ValueError as exc:
+        logger.warning("a start record cannot be read", extra={"fields": {"why": str(exc)}})
+        return None
+
+
+def _engine(url: str, lock_timeout_s: float) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")  # psycopg 3, whatever SQLAlchemy's version prefers
+    if parsed.get_backend_name() == "postgresql":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        raise LedgerError(
+            "The ledger cannot be kept there.",
+            why=f"{parsed.render_as_string()} is neither a SQLite file nor PostgreSQL.",
+            hint="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+            code="ledger-url",
+        )
+    _make_private(Path(parsed.database))
+    engine = sa.create_engine(parsed, connect_args={"timeout": lock_timeout_s, "isolation_level": None})
+    sa.event.listen(engine, "connect", _set_pragmas)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _make_private(path: Path) -> None:
+    """The file is ours alone from its first byte; SQLite gives its neighbours (-wal, -shm) the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
@@ -154,26 +170,51 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """The driver would begin late or not at all: writers take the lock first, so that none finds itself outrun."""
+    reads = connection.get_execution_options().get("reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
-    """The database library's errors as ours."""
+    """The database's errors as ours, without its password."""
     try:
         yield
-    except sa.exc.SQLAlchemyError as exc:
-        cause = getattr(exc, "orig", None) or exc
+    except ModuleNotFoundError as exc:
         raise LedgerError(
-            "The ledger cannot be used.",
-            why=f"{sa.engine.make_url(url).render_as_string(hide_password=True)}: {cause}.",
-            hint=_hint(str(cause)),
+            "The ledger's database needs a driver.",
+            why=f"The package {exc.name} is not installed.",
+            hint="Install it with: pip install 'psycopg[binary]'",
+            code="ledger-driver",
         ) from exc
+    except (sa.exc.SQLAlchemyError, OSError) as exc:
+        cause = getattr(exc, "orig", None) or exc
+        why = exc.strerror if isinstance(exc, OSError) else " ".join(str(cause).split())
+        raise LedgerError("The ledger cannot be used.", why=f"{_shown(url)}: {why}.", hint=_hint(str(why))) from exc
 
 
-def _hint(cause: str) -> str:
-    hints: tuple[tuple[str, str], ...] = (
-        ("locked", "Another process writes to it: try again."),
-        ("full", "Make room on its disk."),
-        ("not a database", "The file is damaged: move it away, and gpufn begins a new one."),
-        ("malformed", "The file is damaged: move it away, and gpufn begins a new one."),
-        ("unable to open", "Check the folder and its owner."),
-    )
-    return next((hint for word, hint in hints if word in cause), "")
+def _shown(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "its address"
+
+
+_HINTS = (
+    ("locked", "Another process holds it: see who with fuser, or try again."),
+    ("full", "Make room on its disk."),
+    ("No space", "Make room on its disk."),
+    ("not a database", "The file is damaged: move it away, and gpufn begins a new one."),
+    ("malformed", "The file is damaged: move it away, and gpufn begins a new one."),
+    ("unable to open", "Check the folder and its owner."),
+    ("readonly", "Check the file and its owner."),
+    ("read-only", "Put the state folder where it can be written: --state, or GPUFN_HOME."),
+    ("denied", "Check the folder and its owner."),
+    ("could not parse", "Write sqlite:///FILE or postgresql://USER@HOST/DATABASE."),
+    ("connection", "Check that the database runs and lets this machine in."),
+)
+
+
+def _hint(why: str) -> str:
+    return next((hint for word, hint in _HINTS if word.lower() in why.lower()), "")

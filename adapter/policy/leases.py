@@ -14,6 +14,9 @@ from adapter.records import LeaseInterval, LeasePhase
 CPU_DEVICE = "cpu"
 """The device of replicas without a GPU: their seconds are replica-seconds."""
 
+_REMEMBERED = 10_000
+"""Ended replicas that are still known as such: many times what one process has about to end at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -39,15 +42,22 @@ class _Open:
 
 @dataclass(slots=True)
 class LeaseTracker:
-    """Open leases. `wall_anchor_ns` and `monotonic_anchor_ns` are one instant on both clocks."""
+    """Open leases. `wall_anchor_ns` and `monotonic_anchor_ns` are one instant on both clocks.
+
+    Repeated and late news are harmless: of a phase that lasts, of an instant that is past, of a replica that
+    has ended. A replica's name is never used again, also not after a restart: the intervals' ids rest on it.
+    """
 
     wall_anchor_ns: int
     monotonic_anchor_ns: int
     _open: dict[str, _Open] = field(default_factory=dict)
+    _ended: dict[str, None] = field(default_factory=dict)
 
     def observe(self, holder: Holder, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
         """The replica is in `phase` now; returns the interval that ends with that, if one does."""
         lease = self._open.get(holder.replica)
+        if lease is None and holder.replica in self._ended:
+            return []
         if lease is None:
             self._open[holder.replica] = _Open(holder, phase, now_ns)
             return []
@@ -61,13 +71,16 @@ class LeaseTracker:
 
     def end(self, replica: str, now_ns: int) -> list[LeaseInterval]:
         """The replica is gone; returns its last interval."""
+        self._ended[replica] = None
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
         lease = self._open.pop(replica, None)
         return [] if lease is None else self._close(lease, lease.phase, now_ns)
 
     def _close(self, lease: _Open, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
         started_ns, sequence = lease.since_ns, lease.sequence
         closed_phase, lease.phase = lease.phase, phase
-        if now_ns <= started_ns:
+        if now_ns <= started_ns:  # a phase without length: the next one takes its place
             return []
         lease.since_ns, lease.sequence = now_ns, sequence + 1
         holder = lease.holder
