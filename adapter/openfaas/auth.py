@@ -6,32 +6,72 @@ import base64
 import hmac
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
-USER = "admin"
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
 USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
+_USER = "admin"
+
+_OPEN_PATHS = ("/function/", "/async-function/")
+_OPEN_READS = frozenset({"/healthz", "/metrics", "/system/namespaces"})
+"""Without credentials, as OpenFaaS has it; its `/system/namespace/…` is open too, here only for readers."""
 
 
-def ensure_password(state: Path) -> str:
-    """The password, made at first use (0600)."""
-    for name, value in ((USER_FILE, USER), (PASSWORD_FILE, secrets.token_urlsafe(24))):
-        try:
-            fd = os.open(state / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            continue
-        with os.fdopen(fd, "w") as file:
-            file.write(value)
-    return (state / PASSWORD_FILE).read_text().strip()
+def ensure_credentials(state: Path) -> tuple[str, str]:
+    """User and password, made at first use (0600)."""
+    values = []
+    for name, fresh in ((USER_FILE, _USER), (PASSWORD_FILE, secrets.token_urlsafe(24))):
+        path = state / name
+        if not path.exists() or not path.read_text().strip():  # a password must never be empty
+            _write(path, fresh)
+        values.append(path.read_text().strip())
+    return values[0], values[1]
 
 
-class BasicAuth:
-    """Checks the Authorization header; without a password everybody may come in."""
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
-    def __init__(self, password: str | None) -> None:
-        self._wanted = base64.b64encode(f"{USER}:{password}".encode()) if password is not None else None
 
-    def allows(self, header: str | None) -> bool:
-        if self._wanted is None:
-            return True
-        kind, _, given = (header or "").partition(" ")
-        return kind.lower() == "basic" and hmac.compare_digest(given.strip().encode(), self._wanted)
+def authentication(credentials: tuple[str, str] | None) -> Middleware:
+    """Lets in who knows them; without any, everybody but other sites' pages in a browser of this machine."""
+    allows = _allows_all if credentials is None else _checker(credentials)
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_open(request) or allows(request):
+            return await handler(request)
+        headers = {"WWW-Authenticate": 'Basic realm="Restricted"'}
+        return web.Response(status=401, text="invalid credentials", headers=headers)
+
+    return check
+
+
+def _is_open(request: web.Request) -> bool:
+    if request.path.startswith(_OPEN_PATHS):
+        return True
+    is_read = request.method in ("GET", "HEAD")
+    return is_read and (request.path in _OPEN_READS or request.path.startswith("/system/namespace/"))
+
+
+def _checker(credentials: tuple[str, str]) -> Callable[[web.Request], bool]:
+    wanted = base64.b64encode(":".join(credentials).encode())
+
+    def allows(request: web.Request) -> bool:
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        return kind.lower() == "basic" and hmac.compare_digest(given.strip().encode(errors="replace"), wanted)
+
+    return allows
+
+
+def _allows_all(request: web.Request) -> bool:
+    return "Origin" not in request.headers

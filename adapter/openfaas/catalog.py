@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import Conflict, NotFound
-from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment
+from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment, unknown_function
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Catalog:
                 deployment = FunctionDeployment.from_json(data["deployment"])
                 entries[deployment.key] = Entry(deployment, int(data["revision"]), str(data["created_at"]))
             except (ValueError, KeyError, TypeError):
-                logger.exception("a function's file cannot be read and is left out", extra={"fields": {"file": path.name}})
+                fields = {"file": path.name}
+                logger.exception("a function's file cannot be read and is left out", extra={"fields": fields})
         return entries
 
     def functions(self, namespace: str | None = None) -> list[Entry]:
@@ -61,7 +62,7 @@ class Catalog:
         try:
             return self._entries[key]
         except KeyError:
-            raise NotFound(f"No function {key}.", hint="See what is deployed: faas-cli list", code="function-unknown") from None
+            raise unknown_function(key) from None
 
     def put(self, deployment: FunctionDeployment, created_at: str) -> Entry:
         old = self._entries.get(deployment.key)
@@ -111,24 +112,32 @@ class Catalog:
 
     def secrets(self, namespace: str) -> list[str]:
         folder = self._secrets / namespace
-        return sorted(path.name for path in folder.glob("*") if not path.name.startswith(".")) if folder.is_dir() else []
+        return (
+            sorted(path.name for path in folder.glob("*") if not path.name.startswith(".")) if folder.is_dir() else []
+        )
 
     def put_secret(self, namespace: str, name: str, value: bytes, *, new: bool) -> None:
         """Raises `Conflict`, `NotFound`."""
         exists = name in self.secrets(namespace)
         if new and exists:
-            raise Conflict(f"The secret {name} exists already.", hint="Change it with: faas-cli secret update")
+            hint = f"Change it with: faas-cli secret update {name}"
+            raise Conflict(f"The secret {name} exists already.", hint=hint, code="secret-exists")
         if not new and not exists:
-            raise NotFound(f"No secret {name}.", hint="Create it with: faas-cli secret create")
+            raise _unknown_secret(name)
         folder = self._secrets / namespace
         folder.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(self._secrets)
         _write(folder / name, value)
 
     def remove_secret(self, namespace: str, name: str) -> None:
         """Raises `NotFound`."""
         if name not in self.secrets(namespace):
-            raise NotFound(f"No secret {name}.")
+            raise _unknown_secret(name)
         _remove(self._secrets / namespace / name)
+
+
+def _unknown_secret(name: str) -> NotFound:
+    return NotFound(f"No secret {name}.", hint=f"Create it with: faas-cli secret create {name}", code="secret-unknown")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,8 +1,8 @@
-"""The activator: one function's replicas, the requests that wait for them, and when to start, park and stop.
+"""One function's replicas: who gets which request, and when replicas start, park and stop.
 
-Decisions are `adapter.policy.scaling`'s; here they are carried out. A request takes a slot in a replica
-(`slot`), also in one that still starts or is parked: its entrypoint holds the request, so nothing polls
-for readiness and no wake is started twice.
+Decisions are `adapter.policy.scaling`'s; here they are carried out, after every change and at the next
+deadline that the policy names. A request takes a slot in a replica, also in one that still starts or is
+parked: its entrypoint holds the request, so nothing polls for readiness and no wake is begun twice.
 """
 
 from __future__ import annotations
@@ -10,79 +10,46 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapter.errors import AdapterError, HandlerError, Overloaded, Timeout, Unavailable
 from adapter.hosts import Deployment, Host, Replica, ReplicaState
+from adapter.openfaas.activator import Waiters
+from adapter.openfaas.background import Background
+from adapter.openfaas.members import Member, Slot
+from adapter.openfaas.rollout import Rollout
+from adapter.openfaas.wire import unknown_function
 from adapter.policy.scaling import Park, ReplicaView, Start, Stop, decide, next_deadline_s
-from adapter.records import Event, EventName, LeasePhase, StartRecord
+from adapter.records import Event, EventName, StartRecord
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """After failed starts in a row: no request wakes the function meanwhile."""
 
 STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
 
-
-@dataclass(eq=False)
-class Member:
-    """One replica of the fleet. `rung` is how it last came up; empty until it has."""
-
-    replica: Replica
-    began_at_ns: int
-    in_flight: int = 0
-    idle_since_s: float | None = None
-    outdated: bool = False
-    stopping: bool = False
-    rung: str = ""
-
-    @property
-    def state(self) -> ReplicaState:
-        return ReplicaState.STOPPING if self.stopping else self.replica.state
-
-    @property
-    def takes_work(self) -> bool:
-        live = (ReplicaState.STARTING, ReplicaState.SERVING, ReplicaState.PARKED)
-        return not self.outdated and self.state in live
-
-    @property
-    def lease_phase(self) -> LeasePhase:
-        if self.state is ReplicaState.STARTING:
-            return LeasePhase.RESTORING
-        if self.state in (ReplicaState.STOPPING, ReplicaState.GONE):
-            return LeasePhase.DRAINING
-        if self.in_flight:
-            return LeasePhase.RUNNING
-        return LeasePhase.PARKED if self.state is ReplicaState.PARKED else LeasePhase.IDLE
+_TIMER_SLACK_S = 0.005
+"""Timers may fire a little early; what is due then must be due."""
 
 
 class Observer:
-    """What the fleet reports to. Methods do nothing here; a gateway overrides them."""
+    """What a fleet reports to. Does nothing here."""
 
     def started(self, fleet: Fleet, record: StartRecord) -> None: ...
 
     def changed(self, fleet: Fleet, member: Member) -> None:
-        """Called whenever a member's lease phase may have changed."""
+        """The member's lease phase may have changed."""
 
     def ended(self, fleet: Fleet, member: Member) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A request's place in a replica. `cold`: it waited for a start, or the replica had to be woken."""
-
-    member: Member
-    cold: bool
-
-
 @dataclass(eq=False)
 class Fleet:
-    """One function. All methods run on the event loop."""
+    """One function. Everything runs on the event loop."""
 
     host: Host
     deployment: Deployment
@@ -91,25 +58,24 @@ class Fleet:
     members: dict[str, Member] = field(default_factory=dict)
     snapshot: dict[str, object] = field(default_factory=dict)
     """The last SNAPSHOT event's fields; empty when there was none."""
-    preparing: str = "waiting"
-    """Why no replica can be started yet, or empty."""
-    problem: AdapterError | None = None
-    """Why the deployment cannot be prepared at all."""
 
     def __post_init__(self) -> None:
-        self._waiting: deque[asyncio.Future[Member]] = deque()
+        self.rollout = Rollout(self.deployment)
+        self._waiters: Waiters[Slot] = Waiters(lambda slot: self._release(slot.member))
+        self._early: dict[str, list[Event]] = {}  # events of replicas that `host.start` has not returned yet
         self._pending = 0  # replicas that the host was asked for and has not given yet
-        self._extra = 0  # replicas wanted beside what requests call for: a deploy's first ones
+        self._unwanted = 0  # how many of these are not wanted any more
+        self._floor = 0  # replicas wanted beside what requests call for, until so many are asked for
         self._failures = 0
         self._failure: AdapterError | None = None
         self._retry_at_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._background = Background()
+        self._closing: Callable[[str], AdapterError] | None = None
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiters)
 
     @property
     def available(self) -> int:
@@ -117,83 +83,78 @@ class Fleet:
 
     @property
     def desired(self) -> int:
-        return sum(m.takes_work for m in self.members.values()) + self._pending
+        return self._capable() + self._pending
+
+    def _capable(self) -> int:
+        return sum(m.takes_work for m in self.members.values())
 
     # Requests -----------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """A place in a replica for one request. Raises `Overloaded`, `Timeout`, `HandlerError`, `Unavailable`."""
-        member = self._free_member()
-        cold = member is None or member.state is not ReplicaState.SERVING
-        if member is None:
-            member = await self._wait()
-            cold = cold and not member.rung or member.state is not ReplicaState.SERVING
-        else:
-            self._occupy(member)
+        member = None if self._waiters else self._free_member()
+        slot = await self._wait() if member is None else self._occupy(member)
         try:
-            yield Slot(member, cold)
+            yield slot
         finally:
-            self._release(member)
+            self._release(slot.member)
 
     def _free_member(self) -> Member | None:
-        """The best replica with room: awake before parked before starting, the fullest first."""
-        order = {ReplicaState.SERVING: 0, ReplicaState.PARKED: 1, ReplicaState.STARTING: 2}
         limit = self.deployment.spec.in_flight
-        free = [m for m in self.members.values() if m.takes_work and m.in_flight < limit]
-        return min(free, key=lambda m: (order[m.state], -m.in_flight), default=None)
+        free = (m for m in self.members.values() if m.takes_work and m.in_flight < limit)
+        return min(free, key=lambda m: m.preference, default=None)
 
-    async def _wait(self) -> Member:
-        spec = self.deployment.spec
-        self._refuse_if_hopeless()
-        future: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+    async def _wait(self) -> Slot:
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        limit_s = self.deployment.spec.start_timeout_s
+        ticket = self._waiters.enter()
         self.evaluate()
         try:
-            return await asyncio.wait_for(future, spec.start_timeout_s)
-        except (TimeoutError, asyncio.TimeoutError) as exc:
-            raise Timeout(
-                f"{self.deployment.key} had no free replica within {spec.start_timeout_s:g} s.",
-                why=self._where_it_hangs(),
-                hint="Raise scale.max, scale.in_flight or limits.start_timeout.",
-                code="wake-timeout",
-            ) from exc
-        finally:
-            if future in self._waiting:
-                self._waiting.remove(future)
-            if future.done() and not future.cancelled() and future.exception() is None:
-                pass  # the slot is the caller's
-            elif not self._waiting:
-                self.evaluate()
+            return await self._waiters.claim(ticket, limit_s)
+        except asyncio.TimeoutError as exc:
+            raise self._waited_too_long(limit_s) from exc
 
-    def _refuse_if_hopeless(self) -> None:
-        if self.problem is not None:
-            raise self.problem
-        if self._closing:
-            raise Unavailable("This gateway is shutting down.", code="draining", retry_after_s=1)
-        wait_s = self._retry_at_s - self.clock()
-        if self._failure is not None and wait_s > 0 and not any(m.takes_work for m in self.members.values()):
-            failure = self._failure
-            raise HandlerError(failure.message, why=failure.why, hint=failure.hint, code=failure.code, retry_after_s=wait_s)
-        if len(self._waiting) >= self.deployment.spec.queue:
-            raise Overloaded(
+    def _refusal(self) -> AdapterError | None:
+        """Why a request need not wait."""
+        if self.rollout.broken is not None:
+            return _copy(self.rollout.broken)
+        if self._closing is not None:
+            return self._closing(self.deployment.key)
+        if self._failure is not None and self.clock() < self._retry_at_s and not self.desired:
+            return self._start_error()
+        if len(self._waiters) >= self.deployment.spec.queue:
+            return Overloaded(
                 f"Too many requests wait for {self.deployment.key}.",
                 why=f"{self.deployment.spec.queue} do already (scale.queue).",
                 hint="Retry later, or raise scale.max or scale.in_flight.",
                 code="queue-full",
                 retry_after_s=1,
             )
+        return None
 
-    def _where_it_hangs(self) -> str:
-        if self.preparing:
-            return f"It is being prepared: {self.preparing}."
-        states = ", ".join(f"{m.replica.id} is {m.state.value} with {m.in_flight} in flight" for m in self.members.values())
-        return f"Replicas: {states or 'none'}; {len(self._waiting)} requests wait."
+    def _waited_too_long(self, limit_s: float) -> Timeout:
+        members = [m for m in self.members.values() if m.takes_work]
+        if self.rollout.preparing:
+            phase, why = "prepare", f"It is being prepared: {self.rollout.preparing}."
+        elif not members or all(m.state is ReplicaState.STARTING for m in members):
+            phase, why = "start", "Its replicas were starting all the time." if members else "No replica has started."
+        else:
+            phase, why = "queue", f"{len(members)} replicas were busy, and {len(self._waiters)} requests wait."
+        return Timeout(
+            f"{self.deployment.key} had no free replica within {limit_s:g} s.",
+            why=why,
+            hint="Raise scale.max, scale.in_flight or limits.start_timeout.",
+            code=f"{phase}-timeout",
+        )
 
-    def _occupy(self, member: Member) -> None:
+    def _occupy(self, member: Member) -> Slot:
         member.in_flight += 1
         member.idle_since_s = None
         self.observer.changed(self, member)
+        return Slot(member, cold=member.state is not ReplicaState.SERVING, lives=member.lives)
 
     def _release(self, member: Member) -> None:
         member.in_flight -= 1
@@ -205,14 +166,18 @@ class Fleet:
 
     def _dispatch(self) -> None:
         """Give free places to those who wait, in order."""
-        while self._waiting:
+        while self._waiters:
             member = self._free_member()
             if member is None:
                 return
-            future = self._waiting.popleft()
-            if not future.done():
-                self._occupy(member)
-                future.set_result(member)
+            slot = self._occupy(member)
+            if not self._waiters.give(slot):
+                self._release(member)
+
+    def discard(self, member: Member, reason: str) -> None:
+        """A replica that refuses connections is of no use to anybody."""
+        self._stop(member, reason)
+        self.evaluate()
 
     # Scaling ------------------------------------------------------------------------------------
 
@@ -221,68 +186,79 @@ class Fleet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._closing or self.preparing or self.problem is not None:
+        if self._closing is not None or self.rollout.preparing or self.rollout.broken is not None:
             return
+        if self.rollout.is_ready and not self._capable():
+            self._switch()
         now = self.clock()
-        views = self._views()
-        waiting = max(len(self._waiting), self._extra * self.deployment.spec.in_flight)
-        for action in decide(self.deployment.spec, views, waiting, now):
-            if isinstance(action, Start) and now >= self._retry_at_s:
-                for _ in range(action.count):
-                    self._pending += 1
-                    self._run(self._start())
+        spec = self.deployment.spec
+        if self._floor > spec.min_replicas:
+            spec = replace(spec, min_replicas=min(spec.max_replicas, self._floor))
+        for action in decide(spec, self._views(), len(self._waiters), now):
+            if isinstance(action, Start):
+                self._start_more(action.count, now)
             elif isinstance(action, Park):
                 self.members[action.replica_id].replica.park()
             elif isinstance(action, Stop):
-                self._run(self._stop(self.members[action.replica_id], action.reason))
+                self._stop(self.members[action.replica_id], action.reason)
+        if now >= self._retry_at_s:
+            self._floor = 0  # asked for
         self._schedule(now)
 
     def _views(self) -> list[ReplicaView]:
-        pending = [ReplicaView(f"pending-{n}", "starting", 0, None) for n in range(self._pending)]
-        return pending + [
-            ReplicaView(
-                m.replica.id, m.state.value, m.in_flight, m.idle_since_s, m.replica.building_snapshot, m.outdated
-            )
-            for m in self.members.values()
-        ]
+        pending = [ReplicaView(f"pending-{n}", "starting", 0, None) for n in range(self._pending - self._unwanted)]
+        return pending + [m.view() for m in self.members.values() if m.outdated or not m.upcoming]
 
     def _schedule(self, now: float) -> None:
         deadlines = [next_deadline_s(self.deployment.spec, self._views(), now)]
-        if self._retry_at_s > now and (self._waiting or self._extra or self.deployment.spec.min_replicas):
+        if self._retry_at_s > now and (self._waiters or self._floor or self.deployment.spec.min_replicas):
             deadlines.append(self._retry_at_s)
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.01, soonest - now + 0.005), self.evaluate)
+            self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
 
-    async def _start(self) -> None:
-        began_at_ns = time.time_ns()
-        deployment = self.deployment
+    def _start_more(self, count: int, now: float) -> None:
+        if now < self._retry_at_s:
+            return
+        for _ in range(count):
+            self._pending += 1
+            self._background.run(self._start(self.deployment, time.time_ns()))
+
+    async def _start(self, deployment: Deployment, began_at_ns: int, *, upcoming: bool = False) -> None:
+        replica = None
         try:
             replica = await self.host.start(deployment, self._on_event)
         except (AdapterError, OSError) as error:
-            self._pending -= 1
-            self._start_failed(_as_adapter_error(error))
+            self._start_failed(deployment, _as_adapter_error(error))
+        finally:
+            self._pending -= not upcoming
+        if replica is None:
+            self._unwanted = min(self._unwanted, self._pending)
+            self.evaluate()
             return
-        self._pending -= 1
-        self._extra = max(0, self._extra - 1)
-        member = Member(replica, began_at_ns, outdated=deployment is not self.deployment)
+        member = Member(replica, began_at_ns, upcoming=upcoming, outdated=not self.rollout.wants(deployment))
+        if self._unwanted and not upcoming:
+            self._unwanted -= 1
+            member.outdated = True
         self.members[replica.id] = member
-        self.observer.changed(self, member)
+        self._changed(member)
+        for event in self._early.pop(replica.id, []):
+            self._on_event(replica, event)
+        if self._closing is not None:
+            self._stop(member, "closing")
+
+    def _changed(self, member: Member) -> None:
         self._dispatch()
+        self.observer.changed(self, member)
         self.evaluate()
 
-    async def _stop(self, member: Member, reason: str) -> None:
+    def _stop(self, member: Member, reason: str) -> None:
         if member.stopping:
             return
         member.stopping = True
         logger.info("stopping a replica", extra={"fields": {"replica": member.replica.id, "reason": reason}})
         self.observer.changed(self, member)
-        await member.replica.stop(STOP_GRACE_S)
-
-    def _run(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type, var-annotated]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.run(member.replica.stop(STOP_GRACE_S))
 
     # Events -------------------------------------------------------------------------------------
 
@@ -290,37 +266,55 @@ class Fleet:
         member = self.members.get(replica.id)
         if event.name is EventName.SNAPSHOT:
             self.snapshot = dict(event.fields)
-        if member is None:  # its first words may come before `host.start` has returned
+        if member is None:
+            self._early.setdefault(replica.id, []).append(event)
             return
         if event.name is EventName.SERVING:
-            member.rung = str(event.fields.get("rung", ""))
-            self._failures, self._failure = 0, None
-            if not member.in_flight:
-                member.idle_since_s = self.clock()
+            self._serves(member, str(event.fields.get("rung", "")))
+        elif event.name in (EventName.PARKED, EventName.MODEL_EXITED):
+            member.awake.clear()
         elif event.name is EventName.STARTED:
             self._record(member, event)
-        elif event.name is EventName.PARKED:
-            member.idle_since_s = member.idle_since_s or self.clock()
         elif event.name is EventName.FAILED:
             self._record(member, event)
-            reason = str(event.fields.get("reason", ""))
-            error = HandlerError(
-                f"{self.deployment.key} cannot be started.", why=reason,
-                hint=f"See its log: gpufn logs {self.deployment.name}", code=str(event.fields.get("code", "failed")),
-            )  # fmt: skip
-            self._start_failed(error)
-            self._run(self._stop(member, "failed"))
+            self._lost(member, str(event.fields.get("code", "failed")), str(event.fields.get("reason", "")))
         elif event.name is EventName.STOPPED:
-            del self.members[replica.id]
-            self.observer.ended(self, member)
-            self._run(self._soon_evaluate())
+            self._ended(member, str(event.fields.get("reason", "")))
             return
-        self._dispatch()
-        self.observer.changed(self, member)
-        self.evaluate()
+        self._changed(member)
 
-    async def _soon_evaluate(self) -> None:
-        self.evaluate()
+    def _serves(self, member: Member, rung: str) -> None:
+        member.rung = rung
+        member.lives += 1
+        member.awake.set()
+        if not member.in_flight:
+            member.idle_since_s = self.clock()
+        self._failures, self._failure = 0, None
+        if member.upcoming and not member.outdated:
+            self._switch()
+
+    def _ended(self, member: Member, reason: str) -> None:
+        del self.members[member.replica.id]
+        member.awake.set()
+        self.observer.ended(self, member)
+        if not member.lives and not member.stopping:
+            self._lost(member, "replica-died", f"Its replica {reason or 'ended'} while it started.")
+        # Its requests are told of their broken connections by the same turn of the loop: they go first.
+        asyncio.get_running_loop().call_soon(self.evaluate)
+
+    def _lost(self, member: Member, code: str, reason: str) -> None:
+        """A replica that did not come up."""
+        member.rung = ""
+        member.awake.set()
+        if not member.outdated and not member.stopping:
+            error = HandlerError(
+                f"{self.deployment.key} cannot be started.",
+                why=reason,
+                hint=f"See its log: gpufn logs {self.deployment.name}",
+                code=code,
+            )
+            self._start_failed(member.replica.deployment, error)
+        self._stop(member, "failed")
 
     def _record(self, member: Member, event: Event) -> None:
         try:
@@ -333,57 +327,92 @@ class Fleet:
             member.began_at_ns = 0  # later starts of the same replica are its own
         self.observer.started(self, record)
 
-    def _start_failed(self, error: AdapterError) -> None:
-        """Everybody who waits hears why; the next try waits longer."""
-        self._failure = error
-        self._retry_at_s = self.clock() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+    def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:
+        """Everybody who waits hears why, unless others serve; the next try waits longer."""
+        fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
+        logger.warning("a start failed", extra={"fields": fields})
+        if self.rollout.fail(deployment, error):
+            return
         self._failures += 1
-        self._extra = 0
-        error.retry_after_s = self._retry_at_s - self.clock()
-        logger.warning("a start failed", extra={"fields": {"function": self.deployment.key, "why": error.why or error.message}})
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(error)
+        if error.code == "replica-died" and self._failures == 1:
+            return  # killed from outside, most likely: once more, at once
+        self._failure = error
+        self._retry_at_s = self.clock() + BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
+        self._floor = 0
+        if not any(m.takes_work and m.lives for m in self.members.values()):
+            self._waiters.fail(self._start_error)
+
+    def _start_error(self) -> AdapterError:
+        assert self._failure is not None
+        return _copy(self._failure, retry_after_s=max(0.0, self._retry_at_s - self.clock()))
 
     # Deployments --------------------------------------------------------------------------------
 
     def update(self, deployment: Deployment) -> None:
-        """A new revision: its replicas take all new work, the old ones finish theirs."""
-        self.deployment = deployment
-        self.preparing = "waiting"
-        self.problem = None
-        self._failures, self._failure, self._retry_at_s = 0, None, 0.0
+        """A new revision, which takes over once it is prepared and, where replicas run, one of its serves."""
         for member in self.members.values():
-            member.outdated = True
-
-    def prepared(self, problem: AdapterError | None, *, initial: int) -> None:
-        """The host can start it now, `initial` replicas at once; or never will (`problem`)."""
-        self.preparing, self.problem = "", problem
-        if problem is not None:
-            self._start_failed(problem)
-            return
-        self._extra = initial
+            member.outdated = member.outdated or member.upcoming  # of a revision that never took over
+        if self.rollout.begin(deployment):
+            self.deployment = deployment
         self.evaluate()
 
+    def prepared(self, deployment: Deployment, problem: AdapterError | None, *, initial: int) -> None:
+        """The host can start `deployment` now, `initial` replicas at once; or never will (`problem`)."""
+        if not self.rollout.prepared(deployment, problem):
+            return
+        if problem is not None:
+            if self.rollout.broken is not None:
+                self._waiters.fail(lambda: _copy(problem))
+            return
+        self._failures, self._failure, self._retry_at_s = 0, None, 0.0
+        if self.rollout.is_ready and initial and self._capable():
+            self._background.run(self._start(deployment, time.time_ns(), upcoming=True))
+            return
+        self._floor = initial
+        if self.rollout.is_ready:
+            self._switch()
+        self._dispatch()
+        self.evaluate()
+
+    def _switch(self) -> None:
+        """The upcoming revision is the function from now on; replicas of the old one finish what they have."""
+        self.deployment = self.rollout.switch()
+        for member in self.members.values():
+            member.upcoming = False
+            member.outdated = member.outdated or not self.rollout.wants(member.replica.deployment)
+
     def scale(self, replicas: int) -> None:
-        """What `scale-function` asks: up to a number at once, or down to zero as soon as all are idle."""
-        if replicas == 0:
-            for member in self.members.values():
-                if not member.in_flight:
-                    self._run(self._stop(member, "scaled to zero"))
-        self._extra = max(0, min(replicas, self.deployment.spec.max_replicas) - self.desired)
+        """What `scale-function` asks, within the spec's bounds: more at once, fewer as they finish their requests."""
+        spec = self.deployment.spec
+        replicas = max(spec.min_replicas, min(replicas, spec.max_replicas))
+        surplus = self.desired - self._unwanted - replicas
+        idle_first = sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.in_flight)
+        for member in idle_first[: max(0, surplus)]:
+            member.outdated = True
+        self._unwanted += min(self._pending - self._unwanted, max(0, surplus - len(idle_first)))
+        self._floor = replicas if surplus < 0 else 0
         self._retry_at_s = 0.0
         self.evaluate()
 
-    async def close(self) -> None:
-        """Refuse what waits, let finish what runs."""
-        self._closing = True
+    async def close(self, *, removed: bool = False) -> None:
+        """Send away what waits, let finish what runs."""
+        closing: Callable[[str], AdapterError] = unknown_function if removed else _shutting_down
+        self._closing = closing
         if self._timer is not None:
             self._timer.cancel()
-        self._start_failed(Unavailable("This gateway is shutting down.", code="draining", retry_after_s=1))
-        await asyncio.gather(*(self._stop(member, "closing") for member in list(self.members.values())))
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._waiters.fail(lambda: closing(self.deployment.key))
+        for member in self.members.values():
+            self._stop(member, "closing")
+        await self._background.join()
+
+
+def _shutting_down(_: str) -> AdapterError:
+    return Unavailable("This gateway is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
+
+
+def _copy(error: AdapterError, *, retry_after_s: float | None = None) -> AdapterError:
+    wait_s = error.retry_after_s if retry_after_s is None else retry_after_s
+    return type(error)(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
 
 
 def _as_adapter_error(error: Exception) -> AdapterError:

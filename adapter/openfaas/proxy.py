@@ -1,45 +1,63 @@
-"""Invocations: from a caller through a replica's slot and back, streamed.
+"""Invocations: from a caller through a replica's slot and back, streamed both ways.
 
-The request body is read whole (up to the function's limit), so that a request can be sent again when a
-pooled connection turns out to be closed; the answer is passed on as it comes.
+A request that no handler can have seen (its replica refused the connection, or ended while it still held
+the request) goes to another replica. One that was sent to a handler is never sent twice, but for the case
+that HTTP leaves open: a pooled connection that the replica had closed just before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
-import uuid
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
+from yarl import URL
 
 from adapter.errors import AdapterError, Timeout, Unavailable
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, START_PATH_HEADER
-from adapter.openfaas.fleet import Fleet, Slot
+from adapter.openfaas.fleet import Fleet
+from adapter.openfaas.invocation import Invocation, Upload, call_id_of, kept_headers, read_invocation, too_large
+from adapter.openfaas.members import Slot
 from adapter.openfaas.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
-_HOP_HEADERS = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade", "expect"}
-)  # fmt: skip
+CLIENT_GONE = 499
+"""Status under which an invocation is counted whose caller went away (nginx's number)."""
+
+_TRIES = 3
+_CONNECT_LIMIT_S = 5.0
+_REPLICA_SLACK_S = 5.0
+"""A replica ends its requests itself at `exec_timeout`, and says so; here is for replicas that do not."""
+
+_CLOSED_WHILE_IDLE_S = 0.1
+"""A pooled connection that was closed already fails at once. A request that took longer was being handled."""
+
+_EVENTS_LIMIT_S = 0.05
+"""Until the events of a replica that ended have arrived, which tell whether it ever served."""
+
+_STALL_LIMIT_S = 60.0
+"""A caller that takes nothing for so long has lost its answer: its slot is others'."""
+
+_ANSWER_LIMIT_BYTES = 64 * 2**20
+"""Of an asynchronous invocation, whose answer waits here for its callback."""
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """One request for a function, detached from the connection it came on."""
+class _Lost(Exception):
+    """A connection that gave no answer. `refused`: the replica never had the request."""
 
-    method: str
-    path: str
-    headers: CIMultiDict[str]
-    body: bytes
-
-    @property
-    def call_id(self) -> str:
-        return self.headers[CALL_ID_HEADER]
+    def __init__(self, why: str, *, refused: bool) -> None:
+        super().__init__(why)
+        self.refused = refused
 
 
 class Proxy:
@@ -62,127 +80,206 @@ class Proxy:
         await self._session.close()
 
     async def serve(self, fleet: Fleet, request: web.Request, path: str) -> web.StreamResponse:
-        """Answer a caller; errors of ours as JSON with the call id."""
+        """Answer a caller; our own errors as JSON with the call id."""
         began = time.monotonic()
         key = fleet.deployment.key
-        self._metrics.started.labels(key).inc()
-        call_id = request.headers.get(CALL_ID_HEADER) or str(uuid.uuid4())
-        response: web.StreamResponse
+        call_id = call_id_of(request)
+        status = CLIENT_GONE
+        self._metrics.count_begun(key)
         try:
             invocation = await read_invocation(request, path, call_id, fleet.deployment.spec.body_limit_bytes)
-            response = await self._through(fleet, invocation, request)
+            async with self._sent(fleet, invocation) as (slot, upstream):
+                status = upstream.status
+                return await _pass_on(upstream, request, slot, call_id, began)
         except AdapterError as error:
             response = error_response(error, call_id)
-        except web.HTTPRequestEntityTooLarge:
-            limit = fleet.deployment.spec.body_limit_bytes
-            error = AdapterError(
-                "The request body is too large.", why=f"{key} takes {limit} bytes at most.",
-                hint="Raise limits.body in gpufn.toml.", code="body-too-large",
-            )  # fmt: skip
-            response = error_response(error, call_id, status=413)
-        seconds = time.monotonic() - began
-        self._metrics.invocations.labels(key, str(response.status)).inc()
-        self._metrics.seconds.labels(key, str(response.status)).observe(seconds)
-        return response
-
-    async def _through(self, fleet: Fleet, invocation: Invocation, request: web.Request) -> web.StreamResponse:
-        async with fleet.slot() as slot:
-            upstream = await self._send(fleet, slot, invocation)
-            try:
-                return await _pass_on(upstream, request, slot, invocation.call_id)
-            finally:
-                upstream.close() if not upstream.content.at_eof() else upstream.release()
+            response.headers[DURATION_HEADER] = f"{time.monotonic() - began:.6f}"
+            status = response.status
+            return response
+        finally:
+            self._metrics.count_answered(key, status, time.monotonic() - began)
 
     async def call(self, fleet: Fleet, invocation: Invocation) -> tuple[int, CIMultiDict[str], bytes]:
         """The whole answer at once: for the asynchronous queue. Raises `AdapterError`."""
-        async with fleet.slot() as slot:
-            upstream = await self._send(fleet, slot, invocation)
-            async with upstream:
-                return upstream.status, CIMultiDict(_kept(upstream.headers)), await upstream.read()
+        began = time.monotonic()
+        key = fleet.deployment.key
+        status = CLIENT_GONE
+        self._metrics.count_begun(key)
+        try:
+            async with self._sent(fleet, invocation) as (_, upstream):
+                body = await _read_answer(upstream)
+                status = upstream.status
+                return status, kept_headers(upstream.headers), body
+        except AdapterError as error:
+            status = error_status(error)
+            raise
+        finally:
+            self._metrics.count_answered(key, status, time.monotonic() - began)
+
+    @asynccontextmanager
+    async def _sent(self, fleet: Fleet, invocation: Invocation) -> AsyncIterator[tuple[Slot, aiohttp.ClientResponse]]:
+        """A replica's answer that has begun. Raises `AdapterError`."""
+        for tries_left in reversed(range(_TRIES)):
+            async with fleet.slot() as slot:
+                try:
+                    upstream = await self._send(fleet, slot, invocation)
+                except _Lost as lost:
+                    if tries_left and await _may_move(fleet, slot, invocation, lost):
+                        continue
+                    raise _died(fleet, lost) from lost
+                try:
+                    yield slot, upstream
+                finally:
+                    upstream.release() if upstream.content.at_eof() else upstream.close()
+                return
 
     async def _send(self, fleet: Fleet, slot: Slot, invocation: Invocation) -> aiohttp.ClientResponse:
-        spec = fleet.deployment.spec
-        limit_s = (spec.exec_timeout_s + 5 if spec.exec_timeout_s else None)
-        if slot.cold and limit_s is not None:
-            limit_s += spec.start_timeout_s
+        """Raises `_Lost`, `Timeout`, `BodyTooLarge`."""
+        limit_s = _limit_s(fleet, slot)
+        began = time.monotonic()
+        notes = SimpleNamespace(reused=False)
+        try:
+            return await self._request(slot, invocation, notes, limit_s)
+        except _Lost as lost:
+            was_closed = notes.reused and time.monotonic() - began < _CLOSED_WHILE_IDLE_S
+            if lost.refused or not was_closed or not invocation.can_be_sent:
+                raise
+        except aiohttp.SocketTimeoutError as exc:
+            raise _took_too_long(fleet, slot, limit_s) from exc
+        try:
+            return await self._request(slot, invocation, SimpleNamespace(), limit_s)
+        except _Lost as lost:
+            raise _Lost(str(lost), refused=False) from lost  # the first try may have reached a handler
+        except aiohttp.SocketTimeoutError as exc:
+            raise _took_too_long(fleet, slot, limit_s) from exc
+
+    async def _request(
+        self, slot: Slot, invocation: Invocation, notes: SimpleNamespace, limit_s: float | None
+    ) -> aiohttp.ClientResponse:
         replica = slot.member.replica
-        url = f"http://{replica.host}:{replica.port}{invocation.path}"
-        for attempt in (1, 2):
-            context: dict[str, bool] = {}
-            try:
-                return await self._session.request(
-                    invocation.method, aiohttp.client.URL(url, encoded=True), headers=invocation.headers,
-                    data=invocation.body or None, allow_redirects=False, trace_request_ctx=context,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=limit_s),
-                )  # fmt: skip
-            except (aiohttp.SocketTimeoutError, asyncio.TimeoutError) as exc:
-                doing = "starting" if slot.cold and not slot.member.rung else "executing"
-                raise Timeout(
-                    f"{fleet.deployment.key} did not answer in time.", why=f"It was {doing} when {limit_s:g} s were over.",
-                    hint="Raise limits.exec_timeout or limits.start_timeout.", code=f"{doing}-timeout",
-                ) from exc  # fmt: skip
-            except aiohttp.ClientError as exc:
-                if attempt == 1 and context.get("reused"):
-                    continue  # a pooled connection that its replica had closed: nothing was done with the request
-                raise Unavailable(
-                    f"The replica of {fleet.deployment.key} ended before it answered.", why=f"{exc}.",
-                    hint=f"See its log: gpufn logs {fleet.deployment.name}", code="replica-died",
-                ) from exc  # fmt: skip
-        raise AssertionError("unreachable")
+        try:
+            return await self._session.request(
+                invocation.method,
+                URL(f"http://{replica.host}:{replica.port}{invocation.path}", encoded=True),
+                headers=invocation.headers,
+                data=invocation.body or None,
+                allow_redirects=False,
+                trace_request_ctx=notes,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_LIMIT_S, sock_read=limit_s),
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+            raise _Lost(str(exc), refused=True) from exc
+        except aiohttp.SocketTimeoutError:
+            raise
+        except aiohttp.ClientError as exc:
+            if isinstance(invocation.body, Upload) and invocation.body.is_too_large:
+                raise too_large(invocation.body.limit_bytes) from exc
+            raise _Lost(str(exc) or type(exc).__name__, refused=False) from exc
 
 
-async def _note_reuse(_session: object, context: object, _params: object) -> None:
-    request_context = getattr(context, "trace_request_ctx", None)
-    if request_context is not None:
-        request_context["reused"] = True
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    context.trace_request_ctx.reused = True
 
 
-async def read_invocation(request: web.Request, path: str, call_id: str, limit_bytes: int) -> Invocation:
-    """Raises `web.HTTPRequestEntityTooLarge`."""
-    if (request.content_length or 0) > limit_bytes:
-        raise web.HTTPRequestEntityTooLarge(limit_bytes, request.content_length or 0)
+def _limit_s(fleet: Fleet, slot: Slot) -> float | None:
+    spec = fleet.deployment.spec
+    if not spec.exec_timeout_s:
+        return None
+    return spec.exec_timeout_s + _REPLICA_SLACK_S + (spec.start_timeout_s if slot.cold else 0)
+
+
+async def _may_move(fleet: Fleet, slot: Slot, invocation: Invocation, lost: _Lost) -> bool:
+    """Whether a request that got no answer may go to another replica."""
+    if lost.refused:
+        fleet.discard(slot.member, "refuses connections")
+        return invocation.can_be_sent
+    await asyncio.sleep(_EVENTS_LIMIT_S)
+    return slot.is_held and invocation.can_be_sent
+
+
+def _died(fleet: Fleet, lost: _Lost) -> Unavailable:
+    return Unavailable(
+        f"The replica of {fleet.deployment.key} ended before it answered.",
+        why=f"{lost}.",
+        hint=f"See its log: gpufn logs {fleet.deployment.name}",
+        code="replica-died",
+    )
+
+
+def _took_too_long(fleet: Fleet, slot: Slot, limit_s: float | None) -> Timeout:
+    phase, doing = ("start", "starting") if slot.is_held else ("exec", "executing")
+    return Timeout(
+        f"{fleet.deployment.key} did not answer in time.",
+        why=f"It was {doing} when {limit_s:g} s were over.",
+        hint=f"Raise limits.{phase}_timeout.",
+        code=f"{phase}-timeout",
+    )
+
+
+async def _read_answer(upstream: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise web.HTTPRequestEntityTooLarge(limit_bytes, len(body))
-    headers = CIMultiDict(_kept(request.headers))
-    headers.popall("Content-Length", None)
-    headers.setdefault("X-Forwarded-Host", request.headers.get("Host", ""))
-    headers.setdefault("X-Forwarded-For", request.remote or "")
-    headers.setdefault("X-Start-Time", str(time.time_ns()))
-    headers[CALL_ID_HEADER] = call_id
-    target = path + (f"?{request.query_string}" if request.query_string else "")
-    return Invocation(request.method, target, headers, bytes(body))
-
-
-def _kept(headers: object) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in headers.items() if name.lower() not in _HOP_HEADERS]  # type: ignore[attr-defined]
+    try:
+        async for chunk in upstream.content.iter_any():
+            body += chunk
+            if len(body) > _ANSWER_LIMIT_BYTES:
+                raise Unavailable(
+                    "The answer is too large for a callback.",
+                    why=f"It has more than {_ANSWER_LIMIT_BYTES} bytes.",
+                    code="answer-too-large",
+                )
+    except (aiohttp.ClientError, asyncio.TimeoutError) as exc:
+        raise Unavailable("The answer broke off.", why=f"{exc}.", code="answer-broken") from exc
+    return bytes(body)
 
 
 async def _pass_on(
-    upstream: aiohttp.ClientResponse, request: web.Request, slot: Slot, call_id: str
+    upstream: aiohttp.ClientResponse, request: web.Request, slot: Slot, call_id: str, began: float
 ) -> web.StreamResponse:
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=CIMultiDict(_kept(upstream.headers)))
+    """Send an answer on as it comes. One that breaks off breaks off for the caller too."""
+    response = web.StreamResponse(
+        status=upstream.status, reason=upstream.reason, headers=kept_headers(upstream.headers)
+    )
     response.headers[CALL_ID_HEADER] = call_id
-    if slot.cold and slot.member.rung:
-        response.headers[START_PATH_HEADER] = slot.member.rung
+    response.headers.setdefault(DURATION_HEADER, f"{time.monotonic() - began:.6f}")
+    rung = await slot.rung()
+    if rung:
+        response.headers[START_PATH_HEADER] = rung
     await response.prepare(request)
-    async for chunk in upstream.content.iter_any():
-        await response.write(chunk)
+    try:
+        async for chunk in upstream.content.iter_any():
+            await _write(response, request, chunk)
+    except aiohttp.ClientConnectionResetError:
+        return response  # it is the caller who went away
+    except (aiohttp.ClientError, asyncio.TimeoutError) as exc:
+        logger.warning(
+            "an answer broke off", extra={"fields": {"call_id": call_id, "why": str(exc) or type(exc).__name__}}
+        )
+        if request.transport is not None:
+            request.transport.abort()  # a proper end would make half an answer look whole
+        return response
     await response.write_eof()
     return response
 
 
-def error_response(error: AdapterError, call_id: str, *, status: int | None = None) -> web.Response:
+async def _write(response: web.StreamResponse, request: web.Request, chunk: bytes) -> None:
+    if request.transport is None or not request.transport.get_write_buffer_size():
+        await response.write(chunk)
+    else:
+        await asyncio.wait_for(response.write(chunk), _STALL_LIMIT_S)
+
+
+def error_status(error: AdapterError) -> int:
+    """On a function's route: what passes is 503, so that callers and load balancers try again."""
+    return 503 if error.code in ("queue-full", "draining") else error.http_status
+
+
+def error_response(error: AdapterError, call_id: str) -> web.Response:
     """An error of ours on a function's route: JSON, with the call id and, where it helps, Retry-After."""
-    status = status or (503 if error.code in ("queue-full", "draining") else error.http_status)
-    response = web.json_response(error.to_json(), status=status)
+    response = web.Response(
+        status=error_status(error), body=json.dumps(error.to_json()).encode(), content_type="application/json"
+    )
     response.headers[CALL_ID_HEADER] = call_id
     response.headers["X-OpenFaaS-Internal"] = "gpufn"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return response
-
-
-__all__ = ["DURATION_HEADER", "METHODS", "Invocation", "Proxy", "error_response", "read_invocation"]

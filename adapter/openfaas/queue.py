@@ -3,6 +3,9 @@
 Durable in one SQLite file (synchronous FULL): what was accepted survives a kill. Delivery is at least
 once: an invocation that was running when the process died runs again. sqlite3 and not the ledger's
 SQLAlchemy, because these rows are work, not records: they are deleted when done.
+
+Each function has a lane of its own, so that a slow one holds up no other; bodies stay on the disk until
+their turn.
 """
 
 from __future__ import annotations
@@ -12,141 +15,213 @@ import json
 import logging
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import closing
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from multidict import CIMultiDict
 
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, ConfigError, Overloaded
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, DURATION_HEADER
-from adapter.openfaas.proxy import Invocation
+from adapter.openfaas.background import Background
+from adapter.openfaas.invocation import Invocation
+from adapter.openfaas.proxy import error_status
 
 logger = logging.getLogger(__name__)
 
-WORKERS = 8
-"""Invocations that run at once; each waits for its function's replicas like any other caller."""
+LANE_WIDTH = 8
+"""Invocations of one function that run at once; each waits for replicas like any other caller."""
 
-_ATTEMPTS = 5
-_RETRY_S = (1.0, 2.0, 5.0, 15.0)
-_CALLBACK_TIMEOUT_S = 10.0
+LANE_LIMIT = 10_000
+"""Invocations of one function that may wait; more get 503."""
 
-Call = Callable[[str, Invocation], Awaitable[tuple[int, "CIMultiDict[str]", bytes]]]
+RETRY_S = (1.0, 2.0, 5.0, 15.0)
+"""Between attempts: of an invocation that found no room, and of a callback that was not taken."""
+
+_RETRIED_STATUSES = frozenset({429, 503})
+_CALLBACK_LIMIT_S = 10.0
+
+Result = TypeVar("Result")
+Answer = tuple[int, "CIMultiDict[str]", bytes]
+Call = Callable[[str, Invocation], Awaitable[Answer]]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An accepted invocation of `function` (``name.namespace``)."""
-
-    number: int
-    function: str
-    invocation: Invocation
+@dataclass
+class _Lane:
+    waiting: deque[int] = field(default_factory=deque)
+    running: int = 0
 
 
 class Queue:
-    """`put` accepts, workers run. `call` performs an invocation and may raise `AdapterError`."""
+    """`put` accepts. `call` performs an invocation of ``name.namespace`` and may raise `AdapterError`."""
 
     def __init__(self, path: Path, call: Call) -> None:
-        self._path = path
         self._call = call
-        self._ready: asyncio.Queue[Job] = asyncio.Queue()
-        self._workers: list[asyncio.Task[None]] = []
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALLBACK_TIMEOUT_S))
-        with closing(self._connect()) as database, database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, function TEXT NOT NULL,"
-                " method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL)"
-            )
-        path.chmod(0o600)
-
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=10)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        return database
+        self._jobs = _Jobs(path)
+        self._disk = ThreadPoolExecutor(1, "queue")  # one thread, one connection
+        self._lanes: dict[str, _Lane] = {}
+        self._background = Background()
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALLBACK_LIMIT_S))
 
     def start(self) -> None:
-        """Take up what an earlier life accepted, then work."""
-        with closing(self._connect()) as database:
-            for number, function, method, path, headers, body in database.execute(
-                "SELECT number, function, method, path, headers, body FROM jobs ORDER BY number"
-            ):
-                kept = CIMultiDict((name, value) for name, value in json.loads(headers))
-                self._ready.put_nowait(Job(number, function, Invocation(method, path, kept, body)))
-        self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
+        """Take up what an earlier life accepted."""
+        for number, function in self._jobs.all():
+            self._enqueue(function, number)
 
     async def put(self, function: str, invocation: Invocation) -> None:
-        """Returns when it is on the disk."""
-        number = await asyncio.to_thread(self._store, function, invocation)
-        self._ready.put_nowait(Job(number, function, invocation))
-
-    def _store(self, function: str, invocation: Invocation) -> int:
-        headers = json.dumps(list(invocation.headers.items()))
-        row = (function, invocation.method, invocation.path, headers, invocation.body)
-        with closing(self._connect()) as database, database:
-            done = database.execute("INSERT INTO jobs (function, method, path, headers, body) VALUES (?,?,?,?,?)", row)
-            return int(done.lastrowid or 0)
-
-    def _forget(self, number: int) -> None:
-        with closing(self._connect()) as database, database:
-            database.execute("DELETE FROM jobs WHERE number = ?", (number,))
+        """Returns when it is on the disk. Raises `ConfigError` for a callback that is none, `Overloaded`."""
+        _check_callback(invocation.headers.get(CALLBACK_HEADER))
+        lane = self._lanes.get(function)
+        if lane is not None and len(lane.waiting) >= LANE_LIMIT:
+            raise Overloaded(
+                f"Too many asynchronous invocations of {function} wait.",
+                why=f"{LANE_LIMIT} do already.",
+                hint="Retry later.",
+                code="queue-full",
+                retry_after_s=10,
+            )
+        self._enqueue(function, await self._on_disk(self._jobs.add, function, invocation))
 
     async def close(self) -> None:
         """What is not done stays on the disk."""
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._background.cancel()
+        await self._background.join()
         await self._session.close()
+        await self._on_disk(self._jobs.close)
+        self._disk.shutdown()
 
-    async def _work(self) -> None:
-        while True:
-            job = await self._ready.get()
-            try:
-                await self._run(job)
-            except Exception:
-                logger.exception("an asynchronous invocation failed", extra={"fields": {"function": job.function}})
-            await asyncio.to_thread(self._forget, job.number)
+    def _enqueue(self, function: str, number: int) -> None:
+        self._lanes.setdefault(function, _Lane()).waiting.append(number)
+        self._advance(function)
 
-    async def _run(self, job: Job) -> None:
+    def _advance(self, function: str) -> None:
+        lane = self._lanes[function]
+        while lane.waiting and lane.running < LANE_WIDTH:
+            lane.running += 1
+            self._background.run(self._work(function, lane, lane.waiting.popleft()))
+        if not lane.running:
+            del self._lanes[function]
+
+    async def _work(self, function: str, lane: _Lane, number: int) -> None:
+        try:
+            await self._run(function, await self._on_disk(self._jobs.get, number))
+        except Exception:  # boundary: one invocation's trouble is not the lane's
+            logger.exception("an asynchronous invocation failed", extra={"fields": {"function": function}})
+        await self._on_disk(self._jobs.remove, number)
+        lane.running -= 1
+        self._advance(function)
+
+    async def _on_disk(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, lambda: work(*arguments))
+
+    # One invocation -----------------------------------------------------------------------------
+
+    async def _run(self, function: str, invocation: Invocation) -> None:
         began = time.monotonic()
-        status, headers, body = await self._answer(job)
-        callback = job.invocation.headers.get(CALLBACK_HEADER)
-        if not callback:
+        status, headers, body = await self._answer(function, invocation)
+        url = invocation.headers.get(CALLBACK_HEADER)
+        if not url:
             return
-        facts = {
-            CALL_ID_HEADER: job.invocation.call_id,
-            DURATION_HEADER: f"{time.monotonic() - began:.6f}",
-            "X-Function-Status": str(status),
-            "X-Function-Name": job.function,
-            "Content-Type": headers.get("Content-Type", "application/octet-stream"),
-        }
-        await self._deliver(callback, facts, body)
+        for name in ("Content-Length", "Date", "Server"):
+            headers.popall(name, None)
+        headers[CALL_ID_HEADER] = invocation.call_id
+        headers[DURATION_HEADER] = f"{time.monotonic() - began:.6f}"
+        headers["X-Function-Status"] = str(status)
+        headers["X-Function-Name"] = function
+        await self._deliver(url, headers, body)
 
-    async def _answer(self, job: Job) -> tuple[int, CIMultiDict[str], bytes]:
-        """The function's answer; errors that pass (no room, a start that failed) are tried again."""
-        for attempt in range(_ATTEMPTS):
+    async def _answer(self, function: str, invocation: Invocation) -> Answer:
+        """The function's answer; where there was no room, it is asked again."""
+        for wait_s in (*RETRY_S, None):
             try:
-                return await self._call(job.function, job.invocation)
+                answer = await self._call(function, invocation)
+                after_s: float | None = _seconds(answer[1].get("Retry-After"))
             except AdapterError as error:
-                if error.retry_after_s is None or attempt == _ATTEMPTS - 1:
-                    kind = CIMultiDict({"Content-Type": "application/json"})
-                    return error.http_status, kind, json.dumps(error.to_json()).encode()
-                await asyncio.sleep(error.retry_after_s)
+                kind = CIMultiDict({"Content-Type": "application/json"})
+                answer = (error_status(error), kind, json.dumps(error.to_json()).encode())
+                after_s = error.retry_after_s
+            if wait_s is None or answer[0] not in _RETRIED_STATUSES:
+                return answer
+            await asyncio.sleep(max(wait_s, after_s or 0))
         raise AssertionError("unreachable")
 
-    async def _deliver(self, url: str, headers: dict[str, str], body: bytes) -> None:
-        for wait_s in (*_RETRY_S, None):
+    async def _deliver(self, url: str, headers: CIMultiDict[str], body: bytes) -> None:
+        problem = ""
+        for wait_s in (*RETRY_S, None):
             try:
                 async with self._session.post(url, data=body, headers=headers) as response:
-                    if response.status < 500:
+                    if response.status < 500 and response.status != 429:
                         return
                     problem = f"status {response.status}"
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
                 problem = str(exc) or type(exc).__name__
-            if wait_s is None:
-                fields = {"fields": {"call_id": headers[CALL_ID_HEADER], "why": problem}}
-                logger.error("a callback was not taken", extra=fields)
-                return
-            await asyncio.sleep(wait_s)
+            if wait_s is not None:
+                await asyncio.sleep(wait_s)
+        logger.error("a callback was not taken", extra={"fields": {"call_id": headers[CALL_ID_HEADER], "why": problem}})
+
+
+class _Jobs:
+    """Accepted invocations on the disk. One connection; used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, timeout=10, check_same_thread=False)
+        path.chmod(0o600)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        with self._database as database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, function TEXT NOT NULL,"
+                " method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL)"
+            )
+
+    def all(self) -> list[tuple[int, str]]:
+        """Numbers and functions, oldest first."""
+        return list(self._database.execute("SELECT number, function FROM jobs ORDER BY number"))
+
+    def add(self, function: str, invocation: Invocation) -> int:
+        row = (
+            function,
+            invocation.method,
+            invocation.path,
+            json.dumps(list(invocation.headers.items())),
+            invocation.body,
+        )
+        with self._database as database:
+            done = database.execute("INSERT INTO jobs (function, method, path, headers, body) VALUES (?,?,?,?,?)", row)
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def get(self, number: int) -> Invocation:
+        query = "SELECT method, path, headers, body FROM jobs WHERE number = ?"
+        method, path, headers, body = self._database.execute(query, (number,)).fetchone()
+        return Invocation(method, path, CIMultiDict(json.loads(headers)), body)
+
+    def remove(self, number: int) -> None:
+        with self._database as database:
+            database.execute("DELETE FROM jobs WHERE number = ?", (number,))
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _check_callback(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"{CALLBACK_HEADER} {url!r} cannot be called.", hint="Use http://… or https://…", code="bad-callback"
+        )
+
+
+def _seconds(text: str | None) -> float:
+    return float(text) if text is not None and text.isdecimal() else 0.0

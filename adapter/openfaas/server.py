@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,16 @@ from pathlib import Path
 from aiohttp import web
 
 from adapter.hosts.folders import FunctionFolders
-from adapter.hosts.ports import port_conflict
+from adapter.hosts.ports import listen
 from adapter.hosts.process import ProcessHost
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
-from adapter.openfaas.auth import BasicAuth, ensure_password
+from adapter.openfaas.auth import ensure_credentials
 from adapter.openfaas.gateway import Gateway
 
-logger = logging.getLogger(__name__)
+_KEEPALIVE_S = 75.0
+_LAST_ANSWERS_S = 5.0
+"""For answers still on their way to their callers when all replicas have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +44,48 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
     stop = asyncio.Event()
     _watch_signals(stop)
     folders = FunctionFolders(settings.roots)
-    host = ProcessHost(settings.state, folders, settings.envs)
-    gateway = Gateway(settings.state, host, Ledger.open(ledger_url(settings.state)), folders.resolve)
-    auth = BasicAuth(ensure_password(settings.state) if settings.auth else None)
+    with listen(settings.host, settings.port) as listener:
+        host = ProcessHost(settings.state, folders, settings.envs)
+        try:
+            credentials = ensure_credentials(settings.state) if settings.auth else None
+            gateway = Gateway(settings.state, host, Ledger.open(ledger_url(settings.state)), folders.resolve)
+        except BaseException:
+            await host.close()
+            raise
+        await run_gateway(gateway, credentials, listener, stop, on_ready)
+
+
+async def run_gateway(
+    gateway: Gateway,
+    credentials: tuple[str, str] | None,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve `gateway` on `listener` until `stop` is set, then drain. Closes the gateway."""
     runner = web.AppRunner(
-        make_app(gateway, auth), handler_cancellation=True, access_log=None, keepalive_timeout=75, shutdown_timeout=5
+        make_app(gateway, credentials),
+        handler_cancellation=True,  # a caller that goes away gives its slot back
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=_LAST_ANSWERS_S,
     )
-    await runner.setup()
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
     try:
-        await gateway.start()
-        await _listen(site, settings)
-        on_ready(f"http://{_address(runner)}")
+        await runner.setup()
+        gateway.start()
+        site = web.SockSite(runner, listener)
+        await site.start()
+        on_ready(_url(listener))
         await stop.wait()
+        await site.stop()
     finally:
-        await site.stop() if site in runner.sites else None
         await gateway.close()
         await runner.cleanup()
 
 
-async def _listen(site: web.TCPSite, settings: ServerSettings) -> None:
-    try:
-        await site.start()
-    except OSError as exc:
-        raise port_conflict(settings.host, settings.port, exc) from exc
-
-
-def _address(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _watch_signals(stop: asyncio.Event) -> None:

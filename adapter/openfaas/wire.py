@@ -8,9 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from adapter.errors import ConfigError
+from adapter.errors import ConfigError, NotFound
+from adapter.keys import DOMAIN
 
 DEFAULT_NAMESPACE = "openfaas-fn"
+STATUS_ANNOTATION = f"{DOMAIN}/status"
+"""Shown with a function that cannot serve yet, or not at all; ignored in a deploy."""
+
+GPU_LIMIT = "nvidia.com/gpu"
+_SCALE_LABELS = {"min": "min", "max": "max", "zero-duration": "idle"}
+"""``com.openfaas.scale.*`` of OpenFaaS Pro, and the annotation of ours that means the same."""
+
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
@@ -35,6 +43,21 @@ class FunctionDeployment:
     @property
     def key(self) -> str:
         return f"{self.service}.{self.namespace}"
+
+    def policy(self) -> dict[str, str]:
+        """Annotations for `adapter.spec`: the user's, and under them what OpenFaaS's labels and limits say."""
+        policy = {
+            f"{DOMAIN}/{ours}": self.labels[f"com.openfaas.scale.{theirs}"]
+            for theirs, ours in _SCALE_LABELS.items()
+            if f"com.openfaas.scale.{theirs}" in self.labels
+        }
+        if self.labels.get("com.openfaas.scale.zero") == "false":
+            policy[f"{DOMAIN}/idle"] = "0"
+        gpus = self.limits.get(GPU_LIMIT) or self.requests.get(GPU_LIMIT)
+        if gpus:
+            policy[f"{DOMAIN}/gpu"] = gpus
+        own = {name: value for name, value in self.annotations.items() if name != STATUS_ANNOTATION}
+        return {**policy, **own}
 
     def to_json(self) -> dict[str, Any]:
         """Our own form, for the catalog."""
@@ -67,8 +90,11 @@ class FunctionDeployment:
             raise ConfigError("The deploy names no image.", why="`image` says which function folder to run.")
         return deployment
 
-    def status(self, *, replicas: int, available: int, invocations: int, created_at: str, notes: Mapping[str, str]) -> dict[str, Any]:
-        """A FunctionStatus. `notes` are annotations of ours beside the user's."""
+    def status(self, *, replicas: int, available: int, invocations: int, created_at: str, note: str) -> dict[str, Any]:
+        """A FunctionStatus. `note` becomes the status annotation, beside the user's own."""
+        annotations = {name: value for name, value in self.annotations.items() if name != STATUS_ANNOTATION}
+        if note:
+            annotations[STATUS_ANNOTATION] = note
         status: dict[str, Any] = {
             "name": self.service,
             "image": self.image,
@@ -78,7 +104,7 @@ class FunctionDeployment:
             "constraints": list(self.constraints),
             "secrets": list(self.secrets),
             "labels": self.labels,
-            "annotations": {**self.annotations, **notes},
+            "annotations": annotations,
             "readOnlyRootFilesystem": self.read_only_root_filesystem,
             "invocationCount": invocations,
             "replicas": replicas,
@@ -90,6 +116,11 @@ class FunctionDeployment:
         if self.requests:
             status["requests"] = self.requests
         return status
+
+
+def unknown_function(key: str) -> NotFound:
+    """Of ``name.namespace``."""
+    return NotFound(f"No function {key}.", hint="See what is deployed: faas-cli list", code="function-unknown")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""Writes leases and start records to the ledger, beside the event loop: no request waits for its disk.
+
+A replica is `running` while requests follow each other closely and `idle` after `SETTLE_S` without one,
+from the moment its last one ended: an interval a burst, not one a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from adapter.errors import LedgerError
+from adapter.ledger.store import Ledger
+from adapter.openfaas.members import Member
+from adapter.policy.leases import CPU_DEVICE, Holder, LeaseTracker
+from adapter.records import LeaseInterval, LeasePhase, StartRecord
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+"""Open leases are written this often: what a crash can lose."""
+
+SETTLE_S = 1.0
+_RETRY_S = 1.0
+_LAST_TRIES = 3
+"""For what is left when the gateway stops: a ledger that is broken must not keep it running."""
+
+
+class Recorder:
+    """One ledger's only writer. Methods but `start` and `close` are immediate."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._leases = LeaseTracker(time.time_ns(), time.monotonic_ns())
+        self._phases: dict[str, LeasePhase] = {}
+        self._settling: dict[str, asyncio.TimerHandle] = {}
+        self._queue: asyncio.Queue[list[LeaseInterval] | StartRecord] = asyncio.Queue()
+        self._closing = asyncio.Event()
+
+    def start(self) -> None:
+        self._writer = asyncio.create_task(self._write())
+        self._heart = asyncio.create_task(self._beat())
+
+    async def close(self) -> None:
+        """Write what is left."""
+        self._heart.cancel()
+        self._keep(self._leases.heartbeat(time.monotonic_ns()))
+        self._closing.set()
+        self._queue.put_nowait([])
+        await self._writer
+        await asyncio.to_thread(self._ledger.close)
+
+    def started(self, record: StartRecord) -> None:
+        self._queue.put_nowait(record)
+
+    def observe(self, member: Member) -> None:
+        """The member's phase may have changed."""
+        phase = member.lease_phase
+        name = member.replica.id
+        if phase is LeasePhase.IDLE and self._phases.get(name) is LeasePhase.RUNNING:
+            if name not in self._settling:
+                loop = asyncio.get_running_loop()
+                self._settling[name] = loop.call_later(SETTLE_S, self._settle, member, time.monotonic_ns())
+            return
+        if phase is not self._phases.get(name):
+            self._enter(member, phase, time.monotonic_ns())
+        elif phase is LeasePhase.RUNNING:
+            self._unsettle(name)
+
+    def ended(self, member: Member) -> None:
+        self._unsettle(member.replica.id)
+        self._phases.pop(member.replica.id, None)
+        self._keep(self._leases.end(member.replica.id, time.monotonic_ns()))
+
+    def _settle(self, member: Member, idle_since_ns: int) -> None:
+        self._enter(member, LeasePhase.IDLE, idle_since_ns)
+
+    def _unsettle(self, name: str) -> None:
+        timer = self._settling.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _enter(self, member: Member, phase: LeasePhase, at_ns: int) -> None:
+        self._unsettle(member.replica.id)
+        self._phases[member.replica.id] = phase
+        self._keep(self._leases.observe(_holder(member), phase, at_ns))
+
+    def _keep(self, intervals: list[LeaseInterval]) -> None:
+        if intervals:
+            self._queue.put_nowait(intervals)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._keep(self._leases.heartbeat(time.monotonic_ns()))
+
+    async def _write(self) -> None:
+        failures = 0
+        batch: list[list[LeaseInterval] | StartRecord] = []
+        while True:
+            batch.append(await self._queue.get())
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            while batch:
+                try:
+                    await asyncio.to_thread(self._append, batch)
+                    failures, batch = 0, []
+                except LedgerError as error:  # rows have ids: what did get in counts once
+                    failures += 1
+                    logger.error("the ledger refuses", extra={"fields": {"why": error.why, "hint": error.hint}})  # noqa: TRY400
+                    if self._closing.is_set() and failures >= _LAST_TRIES:
+                        return
+                    await asyncio.sleep(_RETRY_S)
+            if self._closing.is_set() and self._queue.empty():
+                return
+
+    def _append(self, batch: list[list[LeaseInterval] | StartRecord]) -> None:
+        self._ledger.add_intervals(interval for item in batch if isinstance(item, list) for interval in item)
+        for item in batch:
+            if isinstance(item, StartRecord):
+                self._ledger.add_start(item)
+
+
+def _holder(member: Member) -> Holder:
+    deployment = member.replica.deployment
+    spec = deployment.spec
+    return Holder(
+        function=deployment.name,
+        namespace=deployment.namespace,
+        revision=deployment.revision,
+        replica=member.replica.id,
+        tenant=spec.tenant,
+        price_class=spec.price_class,
+        device="gpu" if spec.gpus else CPU_DEVICE,
+        share=spec.gpus or 1.0,
+    )
