@@ -222,8 +222,7 @@ class Api:
         if not limit.isdecimal():
             raise ConfigError(f"limit {limit!r} is no whole number.", code="bad-value")
         function, namespace = request.query.get("function"), request.query.get("namespace")
-        count = min(_ALL_STARTS, int(limit))
-        records = await asyncio.to_thread(self._gateway.ledger.starts, function, namespace, count)
+        records = await self._gateway.starts(function, namespace, min(_ALL_STARTS, int(limit)))
         return web.json_response([record.to_json() for record in records])
 
     async def replicas(self, _request: web.Request) -> web.Response:

@@ -144,6 +144,11 @@ class Gateway(Observer):
             logger.warning("a function cannot be prepared", extra={"fields": fields})
         fleet.prepared(deployment, problem, initial=initial)
 
+    async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
+        """The latest first."""
+        await self._recorder.flush()
+        return await asyncio.to_thread(self.ledger.starts, function, namespace, limit)
+
     # Observer -----------------------------------------------------------------------------------
 
     def started(self, fleet: Fleet, record: StartRecord) -> None:

@@ -98,8 +98,8 @@ async def read_invocation(request: web.Request, path: str, call_id: str, limit_b
         body = Upload(bytes(at_hand), request.content, limit_bytes)
         if length is not None:
             headers["Content-Length"] = str(length)
-    target = path + (f"?{request.query_string}" if request.query_string else "")
-    return Invocation(request.method, target, headers, body)
+    _, mark, query = request.raw_path.partition("?")  # as it was sent: `request.query_string` is decoded in part
+    return Invocation(request.method, path + mark + query, headers, body)
 
 
 def call_id_of(request: web.Request) -> str:

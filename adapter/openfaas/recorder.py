@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from adapter.errors import LedgerError
 from adapter.ledger.store import Ledger
@@ -23,6 +24,7 @@ HEARTBEAT_S = 10.0
 
 SETTLE_S = 1.0
 _RETRY_S = 1.0
+_FLUSH_LIMIT_S = 1.0
 _LAST_TRIES = 3
 """For what is left when the gateway stops: a ledger that is broken must not keep it running."""
 
@@ -50,6 +52,11 @@ class Recorder:
         self._queue.put_nowait([])
         await self._writer
         await asyncio.to_thread(self._ledger.close)
+
+    async def flush(self) -> None:
+        """Wait, for a moment at most, until what was reported so far can be read."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._queue.join(), _FLUSH_LIMIT_S)
 
     def started(self, record: StartRecord) -> None:
         self._queue.put_nowait(record)
@@ -105,6 +112,8 @@ class Recorder:
             while batch:
                 try:
                     await asyncio.to_thread(self._append, batch)
+                    for _ in batch:
+                        self._queue.task_done()
                     failures, batch = 0, []
                 except LedgerError as error:  # rows have ids: what did get in counts once
                     failures += 1
