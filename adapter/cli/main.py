@@ -49,6 +49,10 @@ COMMANDS = {
 }
 
 
+class _ReaderLeft(Exception):
+    """Who reads our output, such as `head`, has all it wanted."""
+
+
 class Gpufn(click.Group):
     """A group that knows its sub-commands by name and imports the one that runs."""
 
@@ -58,6 +62,12 @@ class Gpufn(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = COMMANDS.get("list" if cmd_name == "ls" else cmd_name)
         return None if entry is None else _load(cmd_name, entry.module)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as exc:
+            raise _ReaderLeft from exc  # click would call it a failure
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and args[0] != "ls" and not args[0].startswith("-"):
@@ -128,7 +138,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has all it wanted
+    except (_ReaderLeft, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
         return 0
     except Exception as exc:  # boundary: whatever a command did not foresee

@@ -123,7 +123,7 @@ def format_table(rows: Sequence[Row], columns: Sequence[Column], *, headers: boo
     cells = [[column.show(row.get(column.key)) for column in columns] for row in rows]
     if headers:
         cells.insert(0, [column.header for column in columns])
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    widths = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if column.right else cell.ljust(width)

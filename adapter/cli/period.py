@@ -35,7 +35,7 @@ def period(words: str | None, start: str | None, end: str | None, now_ns: int) -
     if start is not None:
         chosen = Period(_instant("--start", start), now_ns if end is None else _instant("--end", end))
     else:
-        chosen = _in_words(words or "today", now_ns)
+        chosen = _in_words("today" if words is None else words, now_ns)
     if chosen.start_ns >= chosen.end_ns:
         raise click.UsageError(
             f"Nothing lies between {format_instant(chosen.start_ns)} and {format_instant(chosen.end_ns)}."

@@ -43,6 +43,7 @@ class Ledger:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._url = engine.url.render_as_string(hide_password=True)
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     @classmethod
@@ -50,8 +51,12 @@ class Ledger:
         """Open, and create or bring up to date what is there. `url`: ``sqlite:///FILE`` or ``postgresql://…``."""
         with _translated(url):
             engine = _engine(url, lock_timeout_s)
-            with engine.begin() as connection:
-                migrate(connection)
+            try:
+                with engine.begin() as connection:
+                    migrate(connection)
+            except BaseException:
+                engine.dispose()
+                raise
         return cls(engine)
 
     def close(self) -> None:
@@ -66,8 +71,7 @@ class Ledger:
             "namespace": record.namespace,
             "record": json.dumps(record.to_json(), sort_keys=True),
         }
-        with self._begin() as connection:
-            self._append(connection, STARTS, row)
+        self._append(STARTS, [row])
 
     def add_intervals(self, intervals: Iterable[LeaseInterval]) -> int:
         """Append intervals, all or none; returns how many were new.
@@ -80,20 +84,31 @@ class Ledger:
         for row in rows:
             if row["ended_at_ns"] <= row["started_at_ns"]:
                 logger.error("an interval without length is kept out", extra={"fields": {"id": row["id"]}})
-        if not sound:
-            return 0
-        with self._begin() as connection:
-            return sum(self._append(connection, LEASES, row) for row in sound)
+        return self._append(LEASES, sound)
 
-    def _append(self, connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> bool:
-        """Whether the row is new."""
-        if connection.execute(self._insert(table).values(row).on_conflict_do_nothing()).rowcount:
-            return True
-        keys = {column.name: row[column.name] for column in table.primary_key}
-        there = connection.execute(table.select().filter_by(**keys)).mappings().one()
-        if dict(there) != row:
-            logger.error("a row came again with other values: the first one stays", extra={"fields": keys})
-        return False
+    def _append(self, table: sa.Table, rows: list[dict[str, Any]]) -> int:
+        """How many were new. (Two that send the same row to PostgreSQL at one instant both count it.)"""
+        if not rows:
+            return 0
+        first, *_ = keys = list(table.primary_key)
+        with self._begin() as connection:
+            there: dict[tuple[Any, ...], dict[str, Any]] = {}
+            for part in _parts([row[first.name] for row in rows]):
+                found = connection.execute(table.select().where(first.in_(part))).mappings()
+                there |= {tuple(row[key.name] for key in keys): dict(row) for row in found}
+            new = []
+            for row in rows:
+                key = tuple(row[column.name] for column in keys)
+                if key not in there:
+                    there[key] = row
+                    new.append(row)
+                elif there[key] != row:
+                    logger.error(
+                        "a row came again with other values: the first one stays", extra={"fields": {"key": key}}
+                    )
+            if new:
+                connection.execute(self._insert(table).on_conflict_do_nothing(), new)
+        return len(new)
 
     def starts(
         self, function: str | None = None, namespace: str | None = None, limit: int | None = 100, since_ns: int = 0
@@ -114,18 +129,23 @@ class Ledger:
             query = query.where(LEASES.c.function == function)
         with self._read() as connection:
             rows = connection.execute(query.order_by(LEASES.c.started_at_ns, LEASES.c.id)).all()
-        at = _COLUMNS.index("phase")
-        return [LeaseInterval(*row[:at], LeasePhase(row[at]), *row[at + 1 :]) for row in rows]
+        return [LeaseInterval(**{**row._mapping, "phase": LeasePhase(row.phase)}) for row in rows]  # noqa: SLF001
 
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
-        with _translated(str(self._engine.url)), self._engine.begin() as connection:
+        with _translated(self._url), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
-        with _translated(str(self._engine.url)), self._engine.connect() as connection:
+        with _translated(self._url), self._engine.connect() as connection:
             yield connection.execution_options(**_READS)
+
+
+def _parts(values: list[Any]) -> Iterator[list[Any]]:
+    """As many at a time as any database takes in one statement."""
+    for at in range(0, len(values), 500):
+        yield values[at : at + 500]
 
 
 def _start_record(text: str) -> StartRecord | None:
@@ -143,14 +163,14 @@ def _engine(url: str, lock_timeout_s: float) -> sa.Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")  # psycopg 3, whatever SQLAlchemy's version prefers
     if parsed.get_backend_name() == "postgresql":
         return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise LedgerError(
             "The ledger cannot be kept there.",
             why=f"{parsed.render_as_string()} is neither a SQLite file nor PostgreSQL.",
             hint="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
             code="ledger-url",
         )
-    _make_private(Path(parsed.database))
+    _make_private(Path(str(parsed.database)))
     engine = sa.create_engine(parsed, connect_args={"timeout": lock_timeout_s, "isolation_level": None})
     sa.event.listen(engine, "connect", _set_pragmas)
     sa.event.listen(engine, "begin", _begin_sqlite)

@@ -1,13 +1,17 @@
 """Leases as intervals: what a replica held, in which phase, from when to when.
 
 Pure: the monotonic clock is passed in. Wall time comes from one anchor, taken once a process, so that a
-stepped wall clock makes no interval negative and none overlap. A heartbeat closes the open interval and
+stepped wall clock makes no interval negative and none overlap. A heartbeat closes every open interval and
 opens the next one, so that a crash loses at most one heartbeat.
+
+A busy replica may change between running and idle thousands of times a second. Between two heartbeats those
+times are added up, and stand in the ledger as one interval each, one after the other: rows stay few, sums
+exact, and only the order within that time is lost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from adapter.records import LeaseInterval, LeasePhase
 
@@ -32,12 +36,26 @@ class Holder:
     share: float = 1.0
 
 
+_ADDED_UP = frozenset({LeasePhase.RUNNING, LeasePhase.IDLE})
+
+
 @dataclass(slots=True)
 class _Open:
+    """`spent_ns` is what no interval tells yet: from `told_ns` to `since_ns`, where the present phase began."""
+
     holder: Holder
     phase: LeasePhase
     since_ns: int
+    told_ns: int
     sequence: int = 0
+    spent_ns: dict[LeasePhase, int] = field(default_factory=dict)
+
+    def move_to(self, phase: LeasePhase, now_ns: int) -> None:
+        """Time that goes backwards, as threads may see it, counts as none."""
+        if now_ns > self.since_ns:
+            self.spent_ns[self.phase] = self.spent_ns.get(self.phase, 0) + now_ns - self.since_ns
+            self.since_ns = now_ns
+        self.phase = phase
 
 
 @dataclass(slots=True)
@@ -54,52 +72,56 @@ class LeaseTracker:
     _ended: dict[str, None] = field(default_factory=dict)
 
     def observe(self, holder: Holder, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
-        """The replica is in `phase` now; returns the interval that ends with that, if one does."""
+        """The replica is in `phase` now; returns the intervals that end with that."""
         lease = self._open.get(holder.replica)
         if lease is None and holder.replica in self._ended:
             return []
         if lease is None:
-            self._open[holder.replica] = _Open(holder, phase, now_ns)
+            self._open[holder.replica] = _Open(holder, phase, now_ns, now_ns)
             return []
         if lease.phase is phase:
             return []
-        return self._close(lease, phase, now_ns)
+        before = lease.phase
+        lease.move_to(phase, now_ns)
+        return [] if {before, phase} <= _ADDED_UP else self._tell(lease)
 
     def heartbeat(self, now_ns: int) -> list[LeaseInterval]:
         """Every open lease up to now."""
-        return [interval for lease in self._open.values() for interval in self._close(lease, lease.phase, now_ns)]
+        intervals = []
+        for lease in self._open.values():
+            lease.move_to(lease.phase, now_ns)
+            intervals += self._tell(lease)
+        return intervals
 
     def end(self, replica: str, now_ns: int) -> list[LeaseInterval]:
-        """The replica is gone; returns its last interval."""
+        """The replica is gone; returns its last intervals."""
         self._ended[replica] = None
         if len(self._ended) > _REMEMBERED:
             del self._ended[next(iter(self._ended))]
         lease = self._open.pop(replica, None)
-        return [] if lease is None else self._close(lease, lease.phase, now_ns)
-
-    def _close(self, lease: _Open, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
-        started_ns, sequence = lease.since_ns, lease.sequence
-        closed_phase, lease.phase = lease.phase, phase
-        if now_ns <= started_ns:  # a phase without length: the next one takes its place
+        if lease is None:
             return []
-        lease.since_ns, lease.sequence = now_ns, sequence + 1
-        holder = lease.holder
-        return [
-            LeaseInterval(
-                id=f"{holder.replica}:{sequence}",
-                function=holder.function,
-                namespace=holder.namespace,
-                revision=holder.revision,
-                replica=holder.replica,
-                tenant=holder.tenant,
-                price_class=holder.price_class,
-                device=holder.device,
-                share=holder.share,
-                phase=closed_phase,
-                started_at_ns=self._wall(started_ns),
-                ended_at_ns=self._wall(now_ns),
-            )
-        ]
+        lease.move_to(lease.phase, now_ns)
+        return self._tell(lease)
+
+    def _tell(self, lease: _Open) -> list[LeaseInterval]:
+        """What is not told yet, in the order in which its phases first came; none of them has no length."""
+        intervals = []
+        for phase, nanoseconds in lease.spent_ns.items():
+            end_ns = lease.told_ns + nanoseconds
+            intervals.append(self._interval(lease, phase, end_ns))
+            lease.told_ns, lease.sequence = end_ns, lease.sequence + 1
+        lease.spent_ns.clear()
+        return intervals
+
+    def _interval(self, lease: _Open, phase: LeasePhase, end_ns: int) -> LeaseInterval:
+        return LeaseInterval(
+            id=f"{lease.holder.replica}:{lease.sequence}",
+            **asdict(lease.holder),
+            phase=phase,
+            started_at_ns=self._wall(lease.told_ns),
+            ended_at_ns=self._wall(end_ns),
+        )
 
     def _wall(self, monotonic_ns: int) -> int:
         return self.wall_anchor_ns + monotonic_ns - self.monotonic_anchor_ns

@@ -1,0 +1,147 @@
+"""Lease intervals add up to lifetimes, whatever a replica does and however often it is told."""
+
+from itertools import pairwise
+
+from hypothesis import given, strategies as st
+
+from adapter.policy.leases import Holder, LeaseTracker
+from adapter.records import LeasePhase
+
+WALL_NS, MONOTONIC_NS = 1_700_000_000_000_000_000, 5_000_000_000
+STEP = st.integers(0, 10**10)
+EVENT = st.tuples(st.sampled_from(["heartbeat", "end", *LeasePhase]), st.integers(0, 2), STEP)
+
+
+def holder(n):
+    return Holder("embed", "openfaas-fn", "1", f"embed-{n}", "default", "standard", share=0.5)
+
+
+def play(events):
+    """Replays events; returns the tracker's intervals and, per replica, from when to when it was there."""
+    tracker = LeaseTracker(WALL_NS, MONOTONIC_NS)
+    now_ns, intervals, lifetimes, gone = MONOTONIC_NS, [], {}, set()
+    for what, n, step_ns in events:
+        now_ns += step_ns
+        name = f"embed-{n}"
+        if what == "heartbeat":
+            intervals += tracker.heartbeat(now_ns)
+        elif what == "end":
+            intervals += tracker.end(name, now_ns)
+            if name in lifetimes and name not in gone:
+                lifetimes[name][1] = now_ns
+            gone.add(name)
+        else:
+            intervals += tracker.observe(holder(n), what, now_ns)
+            if name not in gone:
+                lifetimes.setdefault(name, [now_ns, None])
+    intervals += tracker.heartbeat(now_ns)
+    ends = {name: (since, now_ns if until is None else until) for name, (since, until) in lifetimes.items()}
+    return intervals, ends
+
+
+@given(st.lists(EVENT, max_size=40))
+def test_intervals_are_the_lifetime_without_gap_or_overlap(events):
+    intervals, lifetimes = play(events)
+    by_replica = {name: [i for i in intervals if i.replica == name] for name in lifetimes}
+    assert sum(map(len, by_replica.values())) == len(intervals)
+    for name, (since_ns, until_ns) in lifetimes.items():
+        own = by_replica[name]
+        assert sum(i.ended_at_ns - i.started_at_ns for i in own) == until_ns - since_ns
+        assert all(i.ended_at_ns > i.started_at_ns for i in own)
+        assert all(first.ended_at_ns == second.started_at_ns for first, second in pairwise(own))
+        if own:
+            assert own[0].started_at_ns == WALL_NS + since_ns - MONOTONIC_NS
+
+
+@given(st.lists(EVENT, max_size=40))
+def test_ids_count_up_from_zero(events):
+    intervals, lifetimes = play(events)
+    for name in lifetimes:
+        own = [i.id for i in intervals if i.replica == name]
+        assert own == [f"{name}:{n}" for n in range(len(own))]
+
+
+@given(st.lists(EVENT, max_size=30), st.data())
+def test_repeated_news_change_nothing(events, data):
+    """Every observation may come twice, and late ones come after the end."""
+    twice = [event for what, n, step in events for event in ((what, n, step), (what, n, 0))]
+    assert play(twice) == play(events)
+
+
+@given(st.lists(EVENT, max_size=30), st.sampled_from(list(LeasePhase)))
+def test_news_of_a_replica_that_has_ended_open_no_lease(events, phase):
+    intervals, _ = play([*events, ("end", 0, 1), (phase, 0, 10), ("heartbeat", 0, 10)])
+    before, _ = play([*events, ("end", 0, 1), ("heartbeat", 0, 20)])
+    assert [i for i in intervals if i.replica == "embed-0"] == [i for i in before if i.replica == "embed-0"]
+
+
+@given(st.lists(EVENT, max_size=30))
+def test_heartbeats_change_no_total(events):
+    def totals(intervals):
+        sums = {}
+        for i in intervals:
+            sums[i.replica, i.phase] = sums.get((i.replica, i.phase), 0) + i.ended_at_ns - i.started_at_ns
+        return sums
+
+    beating = [e for event in events for e in (event, ("heartbeat", 0, 0))]
+    quiet = [event if event[0] != "heartbeat" else ("end", 99, event[2]) for event in events]
+    assert totals(play(beating)[0]) == totals(play(quiet)[0])
+
+
+def test_a_clock_that_goes_back_loses_and_doubles_nothing():
+    """Threads may deliver in another order than they looked at the clock."""
+    tracker = LeaseTracker(WALL_NS, MONOTONIC_NS)
+    assert tracker.observe(holder(0), LeasePhase.RESTORING, 100) == []
+    (first,) = tracker.observe(holder(0), LeasePhase.RUNNING, 200)
+    assert tracker.observe(holder(0), LeasePhase.IDLE, 150) == []
+    (second,) = tracker.end("embed-0", 300)
+    assert (first.phase, second.phase) == (LeasePhase.RESTORING, LeasePhase.IDLE)
+    assert first.ended_at_ns == second.started_at_ns
+    assert second.ended_at_ns - first.started_at_ns == 200
+
+
+def test_an_interval_carries_the_holder():
+    tracker = LeaseTracker(WALL_NS, MONOTONIC_NS)
+    tracker.observe(holder(7), LeasePhase.RUNNING, 0)
+    (interval,) = tracker.end("embed-7", 5)
+    assert (interval.function, interval.namespace, interval.revision) == ("embed", "openfaas-fn", "1")
+    assert (interval.tenant, interval.price_class, interval.device, interval.share) == (
+        "default",
+        "standard",
+        "cpu",
+        0.5,
+    )
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=200))
+def test_a_busy_replica_has_few_rows_and_exact_sums(steps):
+    tracker, now_ns, spent = (
+        LeaseTracker(WALL_NS, MONOTONIC_NS),
+        MONOTONIC_NS,
+        {LeasePhase.RUNNING: 0, LeasePhase.IDLE: 0},
+    )
+    phases = (LeasePhase.RUNNING, LeasePhase.IDLE)
+    assert tracker.observe(holder(0), phases[0], now_ns) == []
+    for n, step_ns in enumerate(steps):
+        now_ns += step_ns
+        spent[phases[n % 2]] += step_ns
+        assert tracker.observe(holder(0), phases[(n + 1) % 2], now_ns) == []
+    running, idle = tracker.heartbeat(now_ns)
+    assert {i.phase: i.ended_at_ns - i.started_at_ns for i in (running, idle)} == spent
+
+
+def test_other_phases_stand_where_they_were():
+    tracker = LeaseTracker(0, 0)
+    seen = [
+        LeasePhase.RESTORING,
+        LeasePhase.RUNNING,
+        LeasePhase.IDLE,
+        LeasePhase.PARKED,
+        LeasePhase.RUNNING,
+        LeasePhase.DRAINING,
+    ]
+    intervals = [i for at, phase in enumerate(seen) for i in tracker.observe(holder(0), phase, at * 10)]
+    intervals += tracker.end("embed-0", 60)
+    assert [(i.phase, i.started_at_ns, i.ended_at_ns) for i in intervals] == [
+        (p, n * 10, n * 10 + 10) for n, p in enumerate(seen)
+    ]
