@@ -41,7 +41,7 @@ def _without_torch() -> str:
 
 
 def _without_faas_cli() -> str:
-    return "" if shutil.which("faas-cli") else "no faas-cli on the PATH"
+    return "" if os.environ.get("FAAS_CLI") or shutil.which("faas-cli") else "no faas-cli on the PATH, nor in FAAS_CLI"
 
 
 def _without_gpu() -> str:

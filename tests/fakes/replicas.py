@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import socket
 import time
@@ -162,7 +163,7 @@ class FakeHost:
         self._numbers = itertools.count(1)
 
     def folder_of(self, image: str):
-        name = image.rsplit("/", 1)[-1].split(":")[0]
+        name = image.rsplit("/", 1)[-1].partition(":")[0]
         if name not in self.functions:
             raise NotFound(f"No function folder for the image {image!r}.", why=f"Known: {', '.join(self.functions)}.")
         return self.state / "folders" / name
@@ -232,6 +233,11 @@ class Running:
             return await response.json()
 
 
+def basic(user: str, password: str) -> str:
+    """An Authorization header."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 @asynccontextmanager
 async def serving(state, host: FakeHost | None = None, credentials: tuple[str, str] | None = None):
     """A gateway over `host` that listens on a free port."""
@@ -241,8 +247,8 @@ async def serving(state, host: FakeHost | None = None, credentials: tuple[str, s
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(run_gateway(gateway, credentials, listener, stop, ready.set_result))
     connector = aiohttp.TCPConnector(limit=0)
-    auth = aiohttp.BasicAuth(*credentials) if credentials else None
-    async with aiohttp.ClientSession(connector=connector, auth=auth) as client:
+    headers = {"Authorization": basic(*credentials)} if credentials else {}
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
         try:
             yield Running(gateway, host, await asyncio.wait_for(ready, LIMIT_S), client, stop)
         finally:
