@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from adapter.errors import AdapterError, NotFound, Unavailable
+from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
 from adapter.keys import ENV_HOME
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
+DEFAULT_NAMESPACE = "openfaas-fn"
+
+_ERRORS: dict[int, type[AdapterError]] = {
+    400: ConfigError, 404: NotFound, 409: Conflict, 413: ConfigError, 422: ConfigError, 429: Overloaded,
+    502: Unavailable, 503: Unavailable, 504: Timeout,
+}  # fmt: skip
+"""What an answer's status means for the exit code."""
 
 state_option = click.option(
     "--state", type=click.Path(path_type=Path), envvar=ENV_HOME, show_envvar=True,
@@ -25,7 +31,7 @@ gateway_option = click.option(
 )  # fmt: skip
 
 namespace_option = click.option(
-    "-n", "--namespace", default="openfaas-fn", show_default=True, help="Namespace of the function."
+    "-n", "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Namespace of the function."
 )
 
 
@@ -46,41 +52,51 @@ class GatewayClient:
         self._url = url.rstrip("/")
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy between us and this machine
-        password = state_folder(state) / "basic-auth-password"
-        if password.exists():
-            self._session.auth = ("admin", password.read_text().strip())
+        user, password = (state_folder(state) / name for name in ("basic-auth-user", "basic-auth-password"))
+        if user.exists() and password.exists():
+            self._session.auth = (user.read_text().strip(), password.read_text().strip())
 
     def request(self, method: str, path: str, *, ok: tuple[int, ...] = (200, 202), **options: Any) -> Any:
-        """A response with a status of `ok`. Raises `Unavailable`, `NotFound`, `AdapterError`."""
-        import requests
-
-        try:
-            response = self._session.request(method, self._url + path, timeout=options.pop("timeout", 60), **options)
-        except requests.RequestException as exc:
-            raise Unavailable(
-                f"No gateway answers at {self._url}.", why=_short(exc), hint="Start one with: gpufn up", code="no-gateway"
-            ) from exc
+        """A response with a status of `ok`. Raises the `AdapterError` that fits any other."""
+        response = send(self._session, method, self._url + path, **options)
         if response.status_code in ok:
             return response
-        raise _error_of(response)
+        raise error_of(response)
 
     def get_json(self, path: str, **query: Any) -> Any:
         return self.request("GET", path, params=query).json()
 
 
-def _error_of(response: Any) -> AdapterError:
-    if response.status_code == 401:
+def send(session: Any, method: str, url: str, **options: Any) -> Any:
+    """Whatever the gateway answers. Raises `Unavailable` where none does, `Timeout` where it takes too long."""
+    import requests
+
+    base = "/".join(url.split("/", 3)[:3])
+    try:
+        return session.request(method, url, timeout=options.pop("timeout", 60), **options)
+    except requests.ReadTimeout as exc:
+        raise Timeout(f"{base} did not answer in time.", why=_short(exc), code="no-answer") from exc
+    except (requests.RequestException, UnicodeError) as exc:
+        raise Unavailable(
+            f"No gateway answers at {base}.", why=_short(exc), hint="Start one with: gpufn up", code="no-gateway"
+        ) from exc
+
+
+def error_of(response: Any) -> AdapterError:
+    """What an answer says went wrong: ours in JSON, OpenFaaS's in up to three lines of text."""
+    status = response.status_code
+    if status == 401:
         return Unavailable(
             "The gateway refuses the password.", hint="Name its state folder with --state.", code="unauthorized"
         )
+    kind = _ERRORS.get(status, AdapterError)
     try:
         said = response.json()["error"]
         message, why, hint, code = (str(said.get(key, "")) for key in ("message", "why", "hint", "code"))
+        return kind(message, why=why, hint=hint, code=code)
     except (ValueError, KeyError, TypeError, AttributeError):
-        first, *rest = response.text.strip().splitlines() or [f"The gateway answered {response.status_code}."]
-        message, why, hint, code = first, " ".join(rest[:-1] or rest), "".join(rest[1:][-1:]), f"http-{response.status_code}"
-    kind: Callable[..., AdapterError] = NotFound if response.status_code == 404 else AdapterError
-    return kind(message, why=why, hint=hint, code=code)
+        lines = response.text.strip().splitlines()[:3] or [f"The gateway answered {status}."]
+    return kind(lines[0], why=" ".join(lines[1:2]), hint=" ".join(lines[2:]), code=f"http-{status}")
 
 
 def _short(error: Exception) -> str:

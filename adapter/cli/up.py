@@ -17,8 +17,12 @@ from adapter.cli.state import state_folder, state_option
     help="Folder of function folders, or one itself; repeatable. Default: ./functions where it exists, and here.",
 )  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
-@click.option("--envs", type=click.Path(path_type=Path), help="Folder of Python environments. Default: in the state folder.")
+@click.option(
+    "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option(
+    "--envs", type=click.Path(path_type=Path), help="Folder of Python environments. Default: in the state folder."
+)
 @click.option("--no-auth", is_flag=True, help="Ask for no password. Loopback only.")
 @state_option
 def command(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract.openfaas.scenario import CREDENTIALS, STEPS, fake_host, faas_cli, run_step, settled
+from tests.contract.openfaas.scenario import CREDENTIALS, STEPS, faas_cli, fake_host, run_step, settled
 from tests.fakes.replicas import run, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faas_cli]

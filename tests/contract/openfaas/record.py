@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from tests.contract.openfaas.scenario import CREDENTIALS, STEPS, fake_host, faas_cli, run_step, settled
+from tests.contract.openfaas.scenario import CREDENTIALS, STEPS, faas_cli, fake_host, run_step, settled
 from tests.fakes.replicas import basic, serving
 
 FOLDER = Path(__file__).parent / "conversations"
