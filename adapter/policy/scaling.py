@@ -124,8 +124,8 @@ def _is_free(r: ReplicaView, now_s: float) -> bool:
 
 
 def _surplus(spec: FunctionSpec, live: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
-    """Free replicas above a maximum that was lowered, longest idle first."""
-    free = [r for r in live if _is_free(r, now_s)]
+    """Free replicas above a maximum that was lowered: parked ones first, then the longest idle."""
+    free = sorted((r for r in live if _is_free(r, now_s)), key=lambda r: r.state != PARKED)
     return free[: max(0, len(live) - spec.max_replicas)]
 
 
