@@ -109,6 +109,8 @@ def test_a_lowered_maximum_is_reached_as_far_as_requests_and_snapshots_allow(spe
 def test_it_never_goes_below_the_minimum(spec, replicas, waiting, now_s):
     after = current(apply(replicas, decide(spec, replicas, waiting, now_s), now_s))
     assert len(after) >= spec.min_replicas
+    if any(r.state == PARKED and r.building_snapshot for r in replicas):
+        return  # that one is kept, whoever must go instead
     awake = [r for r in current(replicas) if r.state != PARKED]
     awake_after = [r for r in after if r.state != PARKED]
     assert len(awake_after) >= min(spec.min_replicas, len(awake))
