@@ -161,7 +161,8 @@ class Fleet:
         if not member.in_flight:
             member.idle_since_s = self.clock()
         self._dispatch()
-        self.observer.changed(self, member)
+        if member.replica.id in self.members:  # it may have ended under its requests
+            self.observer.changed(self, member)
         self.evaluate()
 
     def _dispatch(self) -> None:

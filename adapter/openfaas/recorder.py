@@ -1,8 +1,4 @@
-"""Writes leases and start records to the ledger, beside the event loop: no request waits for its disk.
-
-A replica is `running` while requests follow each other closely and `idle` after `SETTLE_S` without one,
-from the moment its last one ended: an interval a burst, not one a request.
-"""
+"""Writes leases and start records to the ledger, beside the event loop: no request waits for its disk."""
 
 from __future__ import annotations
 
@@ -22,7 +18,6 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 """Open leases are written this often: what a crash can lose."""
 
-SETTLE_S = 1.0
 _RETRY_S = 1.0
 _FLUSH_LIMIT_S = 1.0
 _LAST_TRIES = 3
@@ -36,7 +31,6 @@ class Recorder:
         self._ledger = ledger
         self._leases = LeaseTracker(time.time_ns(), time.monotonic_ns())
         self._phases: dict[str, LeasePhase] = {}
-        self._settling: dict[str, asyncio.TimerHandle] = {}
         self._queue: asyncio.Queue[list[LeaseInterval] | StartRecord] = asyncio.Queue()
         self._closing = asyncio.Event()
 
@@ -62,36 +56,15 @@ class Recorder:
         self._queue.put_nowait(record)
 
     def observe(self, member: Member) -> None:
-        """The member's phase may have changed."""
+        """The member's phase may have changed. Called twice a request."""
         phase = member.lease_phase
-        name = member.replica.id
-        if phase is LeasePhase.IDLE and self._phases.get(name) is LeasePhase.RUNNING:
-            if name not in self._settling:
-                loop = asyncio.get_running_loop()
-                self._settling[name] = loop.call_later(SETTLE_S, self._settle, member, time.monotonic_ns())
-            return
-        if phase is not self._phases.get(name):
-            self._enter(member, phase, time.monotonic_ns())
-        elif phase is LeasePhase.RUNNING:
-            self._unsettle(name)
+        if phase is not self._phases.get(member.replica.id):
+            self._phases[member.replica.id] = phase
+            self._keep(self._leases.observe(_holder(member), phase, time.monotonic_ns()))
 
     def ended(self, member: Member) -> None:
-        self._unsettle(member.replica.id)
         self._phases.pop(member.replica.id, None)
         self._keep(self._leases.end(member.replica.id, time.monotonic_ns()))
-
-    def _settle(self, member: Member, idle_since_ns: int) -> None:
-        self._enter(member, LeasePhase.IDLE, idle_since_ns)
-
-    def _unsettle(self, name: str) -> None:
-        timer = self._settling.pop(name, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _enter(self, member: Member, phase: LeasePhase, at_ns: int) -> None:
-        self._unsettle(member.replica.id)
-        self._phases[member.replica.id] = phase
-        self._keep(self._leases.observe(_holder(member), phase, at_ns))
 
     def _keep(self, intervals: list[LeaseInterval]) -> None:
         if intervals:

@@ -1,0 +1,236 @@
+"""Routes that faas-cli's recorded conversations do not show: refusals, our own, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from multidict import CIMultiDict
+
+from adapter.openfaas.catalog import Catalog
+from adapter.openfaas.queue import Queue
+from tests.contract.openfaas.scenario import fake_host
+from tests.fakes.replicas import FakeHost, basic, run, serving, until
+
+pytestmark = pytest.mark.e2e
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+async def ask(up, method: str, path: str, body: object = None, **options):
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    async with up.client.request(method, up.url + path, data=data, **options) as answer:
+        return answer.status, await answer.text()
+
+
+def test_who_must_say_who_he_is(state_dir):
+    closed = [
+        ("GET", "/system/functions"), ("POST", "/system/functions"), ("PUT", "/system/functions"),
+        ("DELETE", "/system/functions"), ("GET", "/system/function/echo"), ("POST", "/system/scale-function/echo"),
+        ("GET", "/system/info"), ("GET", "/system/secrets"), ("POST", "/system/secrets"), ("GET", "/system/logs?name=echo"),
+        ("POST", "/system/namespace/x"), ("DELETE", "/system/namespace/x"), ("POST", "/system/namespaces"),
+        ("GET", "/gpufn/v1/starts"), ("GET", "/gpufn/v1/replicas"), ("GET", "/gpufn/v1/snapshots"), ("GET", "/system/other"),
+        ("GET", "//system/functions"), ("GET", "/nothing"),
+    ]  # fmt: skip
+    opened = ["/healthz", "/metrics", "/system/namespaces", "/system/namespace/openfaas-fn", "/function/echo"]
+
+    async def scenario():
+        async with serving(state_dir, credentials=("admin", "right")) as up:
+            await up.deploy()
+            for given in (
+                None,
+                basic("admin", "wrong"),
+                basic("other", "right"),
+                "Bearer right",
+                "Basic",
+                "Basic \udcff",
+            ):
+                up.client.headers.popall("Authorization", None)
+                if given is not None:
+                    up.client.headers["Authorization"] = given
+                for method, path in closed:
+                    status, text = await ask(up, method, path, {})
+                    assert (status, text) == (401, "invalid credentials"), (given, method, path)
+                for path in opened:
+                    assert (await ask(up, "GET", path))[0] == 200, path
+
+    run(scenario())
+
+
+def test_without_a_password_other_sites_pages_are_kept_out(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            assert (await ask(up, "GET", "/system/functions"))[0] == 200
+            headers = {"Origin": "https://elsewhere.example"}
+            assert (await ask(up, "POST", "/system/functions", {}, headers=headers))[0] == 401
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("POST", "/system/functions", b"{", 400, "no JSON"),
+        ("POST", "/system/functions", {"service": "echo"}, 400, "names no image"),
+        ("POST", "/system/functions", {"service": "echo", "image": "echo", "namespace": "absent"}, 404, "No namespace absent"),
+        ("PUT", "/system/functions", {"service": "other", "image": "other"}, 404, "No function other.openfaas-fn"),
+        ("DELETE", "/system/functions", {"functionName": "other"}, 404, "No function"),
+        ("DELETE", "/system/functions", {}, 400, "functionName"),
+        ("PATCH", "/system/functions", {}, 501, "not supported"),
+        ("GET", "/system/function/other", None, 404, "No function"),
+        ("GET", "/system/functions?namespace=absent", None, 404, "No namespace"),
+        ("POST", "/system/scale-function/echo", {"replicas": -1}, 400, "whole number"),
+        ("POST", "/system/scale-function/echo", {"replicas": "1"}, 400, "whole number"),
+        ("POST", "/system/scale-function/other", {"replicas": 1}, 404, "No function"),
+        ("POST", "/system/secrets", {"name": "../x", "value": "1"}, 400, "cannot be used"),
+        ("POST", "/system/secrets", {"name": "x", "rawValue": "***"}, 400, "base64"),
+        ("PATCH", "/system/secrets", {}, 405, "Method Not Allowed"),
+        ("POST", "/system/namespace/Second", {}, 400, "cannot be used"),
+        ("DELETE", "/system/namespace/openfaas-fn", None, 409, "it has functions"),
+        ("GET", "/system/logs", None, 422, "name is missing"),
+        ("GET", "/system/logs?name=echo&tail=x", None, 422, "no number"),
+        ("GET", "/system/logs?name=other", None, 404, "No function"),
+        ("GET", "/system/telemetry", None, 501, "GET /system/telemetry is not supported"),
+        ("POST", "/system/alert", {}, 501, "not supported"),
+        ("GET", "/gpufn/v1/starts?limit=x", None, 400, '"bad-value"'),
+        ("GET", "/async-function/echo", None, 405, ""),
+        ("POST", "/async-function/other", b"x", 404, '"function-unknown"'),
+        ("POST", "/function/other", b"x", 404, '"function-unknown"'),
+    ],
+)  # fmt: skip
+def test_refusals(state_dir, method, path, body, status, words):
+    async def scenario():
+        async with serving(state_dir, fake_host(state_dir)) as up:
+            await up.deploy()
+            found = await ask(up, method, path, body)
+            assert found[0] == status
+            assert words in found[1]
+
+    run(scenario())
+
+
+def test_a_secret_is_written_as_it_came(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            assert (await ask(up, "POST", "/system/secrets", {"name": "a", "rawValue": "AP8="}))[0] == 202
+            assert (await ask(up, "POST", "/system/secrets", {"name": "b", "value": " x\n"}))[0] == 202
+            _, text = await ask(up, "GET", "/system/secrets")
+            assert json.loads(text) == [{"name": name, "namespace": "openfaas-fn"} for name in "ab"]
+        folder = state_dir / "secrets" / "openfaas-fn"
+        assert ((folder / "a").read_bytes(), (folder / "b").read_bytes()) == (b"\0\xff", b" x\n")
+
+    run(scenario())
+
+
+def test_gpus_of_limits_reach_the_host(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            body = {"service": "echo", "image": "echo", "limits": {"nvidia.com/gpu": "1"}}
+            assert (await ask(up, "POST", "/system/functions", body))[0] == 202
+            await until(lambda: up.host.prepared)
+            assert up.host.prepared[0].spec.gpus == 1
+
+    run(scenario())
+
+
+def test_asynchronous_calls_wake_functions(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            await up.deploy()
+            async with up.client.post(f"{up.url}/async-function/echo/p?q=1", data=b"x" * 300_000) as answer:
+                assert (answer.status, bool(answer.headers["X-Call-Id"])) == (202, True)
+            replica = await up.host.new_replica()
+            replica.serve()
+            await until(lambda: up.gateway.metrics.answered("echo.openfaas-fn") == 1)
+
+    run(scenario())
+
+
+# Killed -------------------------------------------------------------------------------------------
+
+_DEPLOYS = """
+import sys
+from adapter.openfaas.catalog import Catalog
+from adapter.openfaas.wire import FunctionDeployment
+from pathlib import Path
+catalog = Catalog(Path(sys.argv[1]))
+number = 0
+while True:
+    number += 1
+    catalog.put(FunctionDeployment("fn", f"fn:{number}", env_vars={"x": str(number) * 10_000}), "then")
+    catalog.put_secret("ns", "token", str(number).encode() * 10_000, new=number == 1 and "ns" not in sys.argv[2:])
+    print(number, flush=True)
+"""
+
+_QUEUES = """
+import asyncio, sys
+from pathlib import Path
+from multidict import CIMultiDict
+from adapter.openfaas.invocation import Invocation
+from adapter.openfaas.queue import Queue
+
+async def main():
+    async def never(*_):
+        await asyncio.Event().wait()
+    queue = Queue(Path(sys.argv[1]) / "queue.sqlite", never)
+    queue.start()
+    number = 0
+    while True:
+        number += 1
+        await queue.put("fn.ns", Invocation("POST", "/", CIMultiDict({"X-Call-Id": str(number)}), b"x"))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def killed(program: str, state: Path, acknowledged: int, *arguments: str) -> int:
+    """Run `program`, kill -9 it once it has said that number; returns the last number that it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(state), *arguments],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= acknowledged:
+            break
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read().split()
+    process.stdout.close()
+    process.wait()
+    return int((rest or [str(acknowledged)])[-1])
+
+
+def test_a_catalog_that_is_killed_while_writing_has_what_it_acknowledged(state_dir):
+    for life in range(3):
+        last = killed(_DEPLOYS, state_dir, 3, *(["ns"] if life else []))
+        catalog = Catalog(state_dir)
+        image = catalog.get("fn.openfaas-fn").deployment
+        number = image.image.removeprefix("fn:")
+        assert int(number) in (last, last + 1)
+        assert image.env_vars == {"x": number * 10_000}  # whole
+        secret = (state_dir / "secrets" / "ns" / "token").read_bytes()
+        assert secret in (str(last).encode() * 10_000, str(last + 1).encode() * 10_000)
+
+
+def test_a_queue_that_is_killed_does_what_it_accepted(state_dir):
+    last = killed(_QUEUES, state_dir, 20)
+
+    async def scenario():
+        done = set()
+
+        async def call(_, invocation):
+            done.add(int(invocation.call_id))
+            return 200, CIMultiDict(), b""
+
+        queue = Queue(state_dir / "queue.sqlite", call)
+        queue.start()
+        await until(lambda: not queue._lanes)
+        await queue.close()
+        assert done >= set(range(1, last + 1))
+
+    run(scenario())

@@ -1,0 +1,80 @@
+import json
+import stat
+
+import pytest
+
+from adapter.errors import Conflict, NotFound
+from adapter.openfaas.catalog import Catalog
+from adapter.openfaas.wire import FunctionDeployment
+
+FN = FunctionDeployment("fn", "fn:1", env_vars={"a": "b"}, secrets=("s",))
+
+
+def test_what_was_put_is_there_in_the_next_life(state_dir):
+    catalog = Catalog(state_dir)
+    catalog.put(FN, "then")
+    catalog.put(FunctionDeployment("fn", "fn:2", "other"), "then")
+    entry = catalog.put(FN, "later")
+    assert (entry.revision, entry.created_at) == (2, "then")
+    again = Catalog(state_dir)
+    assert again.get("fn.openfaas-fn") == entry
+    assert [e.deployment.image for e in again.functions("other")] == ["fn:2"]
+    again.remove("fn.other")
+    assert [e.deployment.key for e in Catalog(state_dir).functions()] == ["fn.openfaas-fn"]
+    with pytest.raises(NotFound):
+        again.remove("fn.other")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"deployment": {}}', b'{"deployment": {"nonsense": 1}}'])
+def test_a_damaged_file_is_left_out_and_the_others_stay(state_dir, damage):
+    Catalog(state_dir).put(FN, "then")
+    (state_dir / "functions" / "bad.openfaas-fn.json").write_bytes(damage)
+    (state_dir / "functions" / ".fn.openfaas-fn.json.part").write_bytes(b"half")
+    catalog = Catalog(state_dir)
+    assert [e.deployment.service for e in catalog.functions()] == ["fn"]
+
+
+def test_secrets(state_dir):
+    catalog = Catalog(state_dir)
+    catalog.put_secret("ns", "token", b"\0one", new=True)
+    with pytest.raises(Conflict):
+        catalog.put_secret("ns", "token", b"two", new=True)
+    with pytest.raises(NotFound):
+        catalog.put_secret("ns", "absent", b"two", new=False)
+    catalog.put_secret("ns", "token", b"two", new=False)
+    path = state_dir / "secrets" / "ns" / "token"
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert (catalog.secrets("ns"), catalog.secrets("other")) == (["token"], [])
+    catalog.remove_secret("ns", "token")
+    with pytest.raises(NotFound):
+        catalog.remove_secret("ns", "token")
+
+
+def test_namespaces(state_dir):
+    catalog = Catalog(state_dir)
+    assert catalog.namespaces() == ["openfaas-fn"]
+    catalog.put_namespace("second", {"labels": {"a": "b"}}, new=True)
+    with pytest.raises(Conflict):
+        catalog.put_namespace("second", {}, new=True)
+    with pytest.raises(NotFound):
+        catalog.put_namespace("third", {}, new=False)
+    assert catalog.namespace("second") == {"name": "second", "annotations": {}, "labels": {"a": "b"}}
+    catalog.put(FunctionDeployment("fn", "fn", "second"), "then")
+    for name in ("second", "openfaas-fn"):
+        with pytest.raises(Conflict):
+            catalog.remove_namespace(name)
+    catalog.remove("fn.second")
+    catalog.remove_namespace("second")
+    with pytest.raises(NotFound):
+        catalog.namespace("second")
+
+
+def test_no_secret_is_in_a_function_file(state_dir):
+    catalog = Catalog(state_dir)
+    catalog.put_secret("openfaas-fn", "s", b"s3cret", new=True)
+    catalog.put(FN, "then")
+    text = (state_dir / "functions" / "fn.openfaas-fn.json").read_text()
+    assert "s3cret" not in text
+    assert json.loads(text)["deployment"]["secrets"] == ["s"]

@@ -1,0 +1,192 @@
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict
+
+from adapter.errors import ConfigError, NotFound, Overloaded
+from adapter.openfaas import queue as module
+from adapter.openfaas.invocation import Invocation
+from adapter.openfaas.queue import LANE_WIDTH, Queue
+from tests.fakes.replicas import run, until
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(module, "RETRY_S", (0.0, 0.0, 0.0))
+
+
+def invocation(body=b"x", **headers) -> Invocation:
+    return Invocation("POST", "/p?q", CIMultiDict({"X-Call-Id": "id", **headers}), body)
+
+
+@asynccontextmanager
+async def queue_of(state, call):
+    queue = Queue(state / "queue.sqlite", call)
+    queue.start()
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
+@asynccontextmanager
+async def callbacks(*statuses):
+    """A server that keeps what it is sent, and answers with `statuses`, then 200."""
+    got, left = [], list(statuses)
+
+    async def take(request):
+        got.append((request.headers.copy(), await request.read()))
+        return web.Response(status=left.pop(0) if left else 200)
+
+    app = web.Application()
+    app.router.add_post("/", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield got, "http://{}:{}/".format(*runner.addresses[0][:2])
+    finally:
+        await runner.cleanup()
+
+
+def test_the_answer_is_called_back(state_dir):
+    async def scenario():
+        async def call(function, job):
+            assert (function, job.method, job.path, job.body) == ("fn.ns", "POST", "/p?q", b"in")
+            return 201, CIMultiDict({"Content-Type": "a/b", "Content-Length": "3"}), b"out"
+
+        async with callbacks() as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(b"in", **{"X-Callback-Url": url}))
+            await until(lambda: got)
+            headers, body = got[0]
+            assert body == b"out"
+            assert headers["Content-Type"] == "a/b"
+            assert headers["X-Call-Id"] == "id"
+            assert headers["X-Function-Name"] == "fn.ns"
+            assert headers["X-Function-Status"] == "201"
+            assert float(headers["X-Duration-Seconds"]) >= 0
+
+    run(scenario())
+
+
+def test_a_callback_that_is_not_taken_is_tried_again_but_not_for_ever(state_dir, caplog):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b""
+
+        async with callbacks(503, 500) as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            await until(lambda: not queue._lanes)
+            assert len(got) == 3
+        async with callbacks(*[500] * 9) as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            await until(lambda: "a callback was not taken" in caplog.text)
+            assert len(got) == 4
+
+    run(scenario())
+
+
+def test_what_found_no_room_is_tried_again_and_what_failed_is_told(state_dir):
+    async def scenario():
+        problems = [
+            Overloaded("full", code="queue-full"),
+            Overloaded("full"),
+            NotFound("gone", code="function-unknown"),
+        ]
+
+        async def call(*_):
+            raise problems.pop(0)
+
+        async with callbacks() as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            await until(lambda: got)
+            assert not problems
+            assert got[0][0]["X-Function-Status"] == "404"
+            assert b"function-unknown" in got[0][1]
+
+    run(scenario())
+
+
+def test_a_slow_function_holds_up_no_other(state_dir):
+    async def scenario():
+        go, running, done = asyncio.Event(), [], []
+
+        async def call(function, _):
+            running.append(function)
+            if function == "slow.ns":
+                await go.wait()
+            done.append(function)
+            return 200, CIMultiDict(), b""
+
+        async with queue_of(state_dir, call) as queue:
+            for _ in range(LANE_WIDTH + 3):
+                await queue.put("slow.ns", invocation())
+            await queue.put("quick.ns", invocation())
+            await until(lambda: done == ["quick.ns"])
+            assert running.count("slow.ns") == LANE_WIDTH
+            go.set()
+            await until(lambda: len(done) == LANE_WIDTH + 4)
+
+    run(scenario())
+
+
+def test_what_was_not_done_is_done_in_the_next_life(state_dir):
+    async def scenario():
+        async def never(*_):
+            await asyncio.Event().wait()
+
+        async with queue_of(state_dir, never) as queue:
+            for n in range(LANE_WIDTH + 2):  # some run when it closes, some wait
+                await queue.put("fn.ns", invocation(str(n).encode(), **{"X-Two": "1"}))
+        done = []
+
+        async def call(function, job):
+            done.append((function, job.headers["X-Two"], job.body))
+            return 200, CIMultiDict(), b""
+
+        async with queue_of(state_dir, call):
+            await until(lambda: len(done) == LANE_WIDTH + 2)
+        assert sorted(done) == sorted(("fn.ns", "1", str(n).encode()) for n in range(LANE_WIDTH + 2))
+        async with queue_of(state_dir, call):
+            pass
+        assert len(done) == LANE_WIDTH + 2  # done is done
+
+    run(scenario())
+
+
+def test_bounds_and_callbacks_are_checked_before_it_is_accepted(state_dir, monkeypatch):
+    async def scenario():
+        async def never(*_):
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(module, "LANE_LIMIT", 2)
+        async with queue_of(state_dir, never) as queue:
+            for url in ("ftp://x/", "nonsense", "http://", "http://[::1"):
+                with pytest.raises(ConfigError):
+                    await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            for _ in range(LANE_WIDTH + 2):
+                await queue.put("fn.ns", invocation())
+            with pytest.raises(Overloaded):
+                await queue.put("fn.ns", invocation())
+
+    run(scenario())
+
+
+def test_an_invocation_that_nobody_foresaw_ends_only_itself(state_dir):
+    async def scenario():
+        done = []
+
+        async def call(_, job):
+            if job.body == b"bad":
+                raise ZeroDivisionError
+            done.append(job.body)
+            return 200, CIMultiDict(), b""
+
+        async with queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(b"bad"))
+            await queue.put("fn.ns", invocation(b"good"))
+            await until(lambda: done == [b"good"])
+
+    run(scenario())
