@@ -124,8 +124,19 @@ def gpufn(verbose: bool, debug: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Errors are printed, none is raised."""
+    with click.Context(gpufn) as outer:  # errors are printed outside of the command's own context
+        outer.color = False if _is_plain() else None
+        return _run(arguments, outer.color)
+
+
+def _is_plain() -> bool:
+    """Whether colour is unwanted, terminal or not: see no-color.org."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
+def _run(arguments: Sequence[str], color: bool | None) -> int:
     try:
-        result = gpufn.main(list(arguments), prog_name="gpufn", standalone_mode=False)
+        result = gpufn.main(list(arguments), prog_name="gpufn", standalone_mode=False, color=color)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except AdapterError as exc:

@@ -1,5 +1,6 @@
 import json
 import os
+import pty
 import subprocess
 import sys
 import types
@@ -152,3 +153,35 @@ main.main()
     os.close(read)
     assert process.communicate()[1] == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colour_is_for_terminals_that_want_it(variables, coloured):
+    """In a command and in the error that ends it, on a real terminal."""
+    code = (
+        "import sys, types, click\n"
+        "from adapter.cli import main\n"
+        "from adapter.cli.output import warn\n"
+        "from adapter.errors import ConfigError\n"
+        "def body():\n"
+        "    warn('a warning')\n"
+        "    raise ConfigError('an error')\n"
+        "sys.modules['commands_test'] = types.SimpleNamespace(command=click.Command('test', callback=body))\n"
+        "main.COMMANDS['test'] = main.Entry('commands_test', 'Make', 'Tests.')\n"
+        "sys.exit(main.run(['test']))\n"
+    )
+    environment = (
+        {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"} | variables
+    )
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=False)
+    os.close(theirs)
+    said = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 3
+    assert "a warning" in said
+    assert "an error" in said
+    assert said.count("\x1b[3") == (2 if coloured else 0)
