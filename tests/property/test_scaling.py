@@ -243,3 +243,19 @@ def test_a_lowered_maximum_keeps_those_that_are_awake():
     spec = parse_spec({"scale": {"max": 1, "park": "0s", "idle": "0s"}}, {})
     views = [ReplicaView("awake", SERVING, 0, 0.0), ReplicaView("parked", PARKED, 0, 50.0)]
     assert decide(spec, views, 0, 100.0) == [Stop("parked", "above max")]
+
+
+def test_as_many_stay_awake_as_the_minimum_asks_for():
+    spec = parse_spec({"scale": {"min": 1, "max": 3, "park": "10s", "idle": "60s"}}, {})
+    awake = [ReplicaView(name, SERVING, 0, 0.0) for name in ("a", "b", "c")]
+    assert decide(spec, awake, 0, 30.0) == [Park("a"), Park("b")]
+    mixed = [ReplicaView("awake", SERVING, 0, 0.0), ReplicaView("parked", PARKED, 0, 20.0)]
+    assert decide(spec, mixed, 0, 100.0) == [Stop("parked", "idle")]
+
+
+def test_a_surplus_replica_goes_when_its_snapshot_has_had_its_time():
+    spec = parse_spec({"scale": {"max": 1, "park": "0s", "idle": "0s"}}, {})
+    views = [ReplicaView(name, SERVING, 0, 10.0, building_snapshot=True) for name in ("a", "b")]
+    assert decide(spec, views, 0, 100.0) == []
+    assert next_deadline_s(spec, views, 100.0) == 10.0 + SNAPSHOT_GRACE_S
+    assert decide(spec, views, 0, 10.0 + SNAPSHOT_GRACE_S) == [Stop("a", "above max")]
