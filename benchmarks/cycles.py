@@ -10,7 +10,9 @@ import json
 import os
 import random
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,8 @@ def run(options: Options) -> Iterable[Bar]:
     wrong, kills, leaks = 0, [], []
     with tempfile.TemporaryDirectory(prefix="gpufn-bench-") as folder:
         state = Path(folder) / "state"
-        session = Session(state)
+        temporary(state).mkdir()
+        session = Session(state, variables={"TMPDIR": str(temporary(state))})
         session.start()
         session.deploy("embed", ZERO)
         session.call("embed", subject.body)
@@ -50,11 +53,13 @@ def run(options: Options) -> Iterable[Bar]:
             else:
                 kills.append(kill_one(tree, choose))
                 session.to_zero("embed")
-            leaks += [f"cycle {number}: {left}" for left in still_alive(tree)]
+            leaks += [f"cycle {number}, killed {kills[-1]}: {left}" for left in still_alive(tree)]
         leaks += sorted(stored(state) - files)
         session.stop()
         leaks += wait_until_gone(Path(folder))
         leaks += sorted(outside(state) - before)
+    for leak in leaks:
+        print(f"  {leak}", file=sys.stderr, flush=True)
     yield Bar.of("cycles_100_wrong", wrong, "answers", [{"victims": kills}])
     yield Bar.of("cycles_100_leaked", len(leaks), "things", leaks)
 
@@ -87,8 +92,6 @@ def kill_one(tree: dict[int, str], choose: random.Random) -> str:
 
 def still_alive(tree: dict[int, Any], limit_s: float = 20) -> list[str]:
     """Processes of `tree` that have not ended within `limit_s`."""
-    import time
-
     deadline = time.monotonic() + limit_s
     alive = set(tree)
     while alive and time.monotonic() < deadline:
@@ -98,10 +101,12 @@ def still_alive(tree: dict[int, Any], limit_s: float = 20) -> list[str]:
 
 
 def stored(state: Path) -> set[str]:
-    """Files that must not grow in number: snapshots, and folders of replicas beside the standby's."""
-    files = {str(path) for path in (state / "snapshots").rglob("*")}
-    homes = sorted(path for path in (state / "replicas").glob("*") if descendants_of_home(path) != 1)
-    return files | {str(home) for home in homes}
+    """What must not grow in number: unfinished snapshots, and folders of replicas beside the standby's."""
+    inside = (
+        path for path in (state / "snapshots").glob("*/*/*") if path.suffix != ".lock"
+    )  # one a snapshot, for good
+    drafts = {str(path) for path in inside if not (path / "manifest.json").exists()}
+    return drafts | {str(path) for path in (state / "replicas").glob("*") if descendants_of_home(path) != 1}
 
 
 def descendants_of_home(home: Path) -> int:
@@ -115,7 +120,11 @@ def descendants_of_home(home: Path) -> int:
 
 def outside(state: Path) -> set[str]:
     """What a replica could leave on the rest of the machine: temporary files, shared memory, mounts."""
-    places = [Path(tempfile.gettempdir()), Path("/dev/shm"), Path("/run")]  # noqa: S108  # looked at, not used
+    places = [temporary(state), Path("/dev/shm"), Path("/run")]  # noqa: S108  # looked at, not used
     files = {str(path) for place in places if place.is_dir() for path in place.iterdir()}
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    return {entry for entry in files | mounts if not entry.startswith(str(state.parent))}
+    return files | {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def temporary(state: Path) -> Path:
+    """Where the gateway's processes put temporary files, apart from those of everybody else."""
+    return state.with_name("tmp")

@@ -52,8 +52,16 @@ class Answer:
 class Session:
     """A running gateway. Use as a context manager; leaving it stops everything."""
 
-    def __init__(self, state: Path, functions: Path = FUNCTIONS, *, envs: Path | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        functions: Path = FUNCTIONS,
+        *,
+        envs: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.state = state
+        self._variables = dict(variables or {})
         self._functions = functions
         self._envs = envs or cache_folder()
         self._process: subprocess.Popen[str] | None = None
@@ -83,10 +91,11 @@ class Session:
         """Raises `RuntimeError` with the gateway's own words where it does not come up."""
         command = [*gpufn(), "up", "--port", "0", "--state", str(self.state), "--envs", str(self._envs)]
         self._envs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environment = {**clean_environment(), **self._variables}
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [*command, "--functions", str(self._functions)],
-                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd="/", env=clean_environment(),
+                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, cwd="/", env=environment,
             )  # fmt: skip
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
