@@ -7,9 +7,10 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -20,7 +21,32 @@ from adapter.hosts import Deployment, Replica
 from adapter.records import Event, EventName, StartRecord
 from adapter.units import format_duration
 
+if TYPE_CHECKING:
+    from adapter.hosts.process import ProcessHost
+
 _STOP_GRACE_S = 10.0
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def function_options(command: _Command) -> _Command:
+    """Adds ``--env``, ``--python``, ``--envs`` and ``--state``: how a function in a folder is brought up."""
+    for option in (
+        state_option,
+        click.option(
+            "--envs", type=click.Path(path_type=Path),
+            help="Folder of Python environments. Default: in the state folder.",
+        ),
+        click.option(
+            "--python", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Interpreter that has the function's packages. Default: an environment made from requirements.txt.",
+        ),
+        click.option(
+            "-e", "--env", "variables", multiple=True, metavar="NAME=VALUE",
+            help="Variable of the function; repeatable.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -28,17 +54,7 @@ _STOP_GRACE_S = 10.0
 @click.option(
     "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
 )
-@click.option(
-    "-e", "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable of the function; repeatable."
-)
-@click.option(
-    "--python", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Interpreter that has the function's packages. Default: an environment made from requirements.txt.",
-)  # fmt: skip
-@click.option(
-    "--envs", type=click.Path(path_type=Path), help="Folder of Python environments. Default: in the state folder."
-)
-@state_option
+@function_options
 def command(
     folder: Path, port: int, variables: tuple[str, ...], python: Path | None, envs: Path | None, state: Path | None
 ) -> int:
@@ -48,10 +64,11 @@ def command(
     """
     folder = folder.resolve()
     os.umask(0o077)
-    return asyncio.run(_Run(folder, _deployment(folder, variables), port).run(state_folder(state), envs, python))
+    return asyncio.run(_Run(folder, deployment_of(folder, variables), port).run(state_folder(state), envs, python))
 
 
-def _deployment(folder: Path, variables: tuple[str, ...]) -> Deployment:
+def deployment_of(folder: Path, variables: tuple[str, ...], namespace: str = "openfaas-fn") -> Deployment:
+    """The function in `folder` as its own `gpufn.toml` says, with ``NAME=VALUE`` variables. Raises `ConfigError`."""
     from adapter.spec import parse_spec, read_config
 
     pairs = [text.partition("=") for text in variables]
@@ -65,7 +82,28 @@ def _deployment(folder: Path, variables: tuple[str, ...]) -> Deployment:
             )
     spec = parse_spec(read_config(folder), {})
     env = tuple((name, value) for name, _, value in pairs)
-    return Deployment(folder.name, "openfaas-fn", "run", folder.name, spec, env)
+    return Deployment(folder.name, namespace, "run", folder.name, spec, env)
+
+
+def open_host(
+    folder: Path, state: Path, envs: Path | None, python: Path | None, *, port: int = 0, echo: TextIO | None = None
+) -> ProcessHost:
+    """A host for the function in `folder` alone, beside a `gpufn up`: environments and snapshots are shared.
+
+    `echo` gets what the function prints.
+    """
+    from adapter.hosts.folders import FunctionFolders
+    from adapter.hosts.process import ProcessHost
+
+    return ProcessHost(
+        state / "run" / hashlib.blake2b(os.fsencode(folder), digest_size=4).hexdigest(),
+        FunctionFolders([folder]),
+        envs or state / "envs",
+        snapshots=state / "snapshots",
+        python=python.absolute() if python else None,  # not resolved: an environment's is a link to another
+        port=port,
+        echo=echo,
+    )
 
 
 class _Run:
@@ -81,20 +119,8 @@ class _Run:
 
     async def run(self, state: Path, envs: Path | None, python: Path | None) -> int:
         """Exit code: 128 + signal after Ctrl-C or SIGTERM. Raises the error that ended the function."""
-        from adapter.hosts.folders import FunctionFolders
-        from adapter.hosts.process import ProcessHost
-
-        own = state / "run" / hashlib.blake2b(os.fsencode(self._folder), digest_size=4).hexdigest()
         self._watch_signals()
-        host = ProcessHost(
-            own,
-            FunctionFolders([self._folder]),
-            envs or state / "envs",
-            snapshots=state / "snapshots",
-            python=python.absolute() if python else None,  # not resolved: an environment's is a link to another
-            port=self._port,
-            echo=sys.stderr,
-        )
+        host = open_host(self._folder, state, envs, python, port=self._port, echo=sys.stderr)
         try:
             await self._run_on(host)
         finally:
@@ -106,7 +132,7 @@ class _Run:
         note("✓ stopped")
         return 128 + self._signal
 
-    async def _run_on(self, host: Any) -> None:
+    async def _run_on(self, host: ProcessHost) -> None:
         with progress("Environment"):
             await self._unless_over(host.prepare(self._deployment))
         if self._over.is_set():

@@ -22,7 +22,7 @@ import secrets
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import adapter
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
@@ -33,6 +33,7 @@ from adapter.hosts.ports import listen
 from adapter.hosts.process_replica import ProcessReplica
 from adapter.hosts.replica_log import ReplicaLog
 from adapter.hosts.shell import Isolation, Shell, end_leftovers
+from adapter.hosts.snapshotter import take_snapshot
 from adapter.keys import ENV_CRIU, ENV_PREFIX, SECRETS_PATH
 from adapter.replica import ReplicaSettings, base_environment
 from adapter.spec import read_handler_shape
@@ -105,9 +106,7 @@ class ProcessHost:
         self._pythons[deployment.image] = python
 
     async def start(self, deployment: Deployment, sink: EventSink) -> ProcessReplica:
-        python = self._pythons.get(deployment.image)
-        if python is None:
-            raise NotFound(f"{deployment.key} is not prepared yet.", code="not-prepared")
+        python = self._python_for(deployment)
         if self._closing:
             raise Unavailable("This host is shutting down.", code="closing")
         folder = self._folders.resolve(deployment.image)
@@ -170,6 +169,30 @@ class ProcessHost:
             (target / name).touch(mode=0o600)
             (target / name).write_bytes(value)
         return SECRETS_PATH if shown else str(target)
+
+    async def take_snapshot(self, deployment: Deployment) -> dict[str, Any]:
+        """Take the snapshots of a prepared function without starting a replica: see `hosts.snapshotter`.
+
+        Raises what that raises, and `ConfigError` where no replica would start from them.
+        """
+        python, folder = self._python_for(deployment), self._folders.resolve(deployment.image)
+        if not _takes_snapshots(deployment, folder):
+            raise ConfigError(
+                f"{deployment.key} would not start from a process snapshot.",
+                why=f"Its setting is {deployment.spec.process_snapshot!r}; 'auto' means: where `load` is defined.",
+                hint="Move what is slow into load(device), or set [snapshot] process in gpufn.toml.",
+                code="snapshots-off",
+            )
+        settings = replace(
+            settings_of(deployment), folder=str(folder), python=str(python), snapshot_dir=str(self._snapshots)
+        )
+        return await take_snapshot(self._isolation, environment_of(deployment, settings, self._shim), self._echo)
+
+    def _python_for(self, deployment: Deployment) -> Path:
+        python = self._pythons.get(deployment.image)
+        if python is None:
+            raise NotFound(f"{deployment.key} is not prepared yet.", code="not-prepared")
+        return python
 
     async def remove(self, deployment: Deployment) -> None:
         _check(deployment)
