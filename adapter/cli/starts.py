@@ -80,7 +80,9 @@ def _row(record: StartRecord) -> dict[str, Any]:
     """One start, flat: phases that come twice (a rung that failed, and the next one) are added up."""
     row: dict[str, Any] = record.to_json()
     row |= {"started_at": record.started_at_ns, "path": record.rung.value + (" failed" if record.error else "")}
-    row["skipped"] = [f"{skipped.rung.value}: {skipped.reason or skipped.code}" for skipped in record.skipped]
+    row["skipped"] = [
+        f"{skipped.rung.value}: {skipped.reason.rstrip('.') or skipped.code}" for skipped in record.skipped
+    ]
     for phase in record.phases:
         key = f"{phase.name.value}_ns"
         row[key] = row.get(key, 0) + phase.end_ns - phase.start_ns

@@ -13,12 +13,12 @@ import yaml
 
 from adapter.cli.ledger import open_ledger
 from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options, warn
-from adapter.cli.period import Period, period
+from adapter.cli.period import period
 from adapter.cli.state import state_option
 from adapter.errors import ConfigError
 from adapter.policy.pricing import PricePlan
 from adapter.policy.report import GROUPS, ReportRow, report, unit_of
-from adapter.records import LeaseInterval, LeasePhase, StartRecord
+from adapter.records import LeaseInterval, LeasePhase
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _EMPTY = "Nothing was held in this time. A wider one: --for 7d"
@@ -76,11 +76,21 @@ def report_command(
     """Add up what was held, by function or otherwise. Times are UTC.
 
     ALLOCATED is all time but parked, in which a replica gives its GPU back; RUNNING is the part of it with a
-    request in flight.
-    """
+    request in flight. A price plan names the price classes of functions (gpufn.dev/price-class):
+
+    \b
+      currency: EUR
+      classes:
+        standard:
+          per_gpu_second: 0.000583
+          per_replica_second: 0.00001
+          billed: [restoring, running, idle, draining]
+    """  # noqa: D301  # click wants the character, to leave a paragraph as it is
     chosen = period(words, start, end, time.time_ns())
     plan = read_plan(prices)
-    intervals, starts = _read(state, chosen)
+    with open_ledger(state) as ledger:
+        intervals = ledger.summary(chosen.start_ns, chosen.end_ns) if ledger else []
+        starts = ledger.starts(limit=None, since_ns=chosen.start_ns) if ledger else []
     rows = report(intervals, starts, plan, start_ns=chosen.start_ns, end_ns=chosen.end_ns, by=by)
     output.rows([_row(row, by, plan) for row in rows], _columns(by, plan, output), empty=_EMPTY)
     if rows:
@@ -100,7 +110,8 @@ def leases_command(
 ) -> None:
     """List the intervals behind a report: every one that overlaps its time."""
     chosen = period(words, start, end, time.time_ns())
-    intervals, _ = _read(state, chosen, function)
+    with open_ledger(state) as ledger:
+        intervals = ledger.intervals(chosen.start_ns, chosen.end_ns, function) if ledger else []
     output.rows([_lease_row(interval) for interval in intervals], _LEASE_COLUMNS, empty=_EMPTY)
     if intervals:
         note(str(chosen))
@@ -116,16 +127,6 @@ def read_plan(path: Path | None) -> PricePlan:
         why = (exc.strerror if isinstance(exc, OSError) else None) or " ".join(str(exc).split())
         raise ConfigError(f"The price plan {path} cannot be read.", why=f"{why}.", code="bad-prices") from exc
     return PricePlan.parse(data, str(path))
-
-
-def _read(
-    state: Path | None, chosen: Period, function: str | None = None
-) -> tuple[list[LeaseInterval], list[StartRecord]]:
-    with open_ledger(state) as ledger:
-        if ledger is None:
-            return [], []
-        intervals = ledger.intervals(chosen.start_ns, chosen.end_ns, function)
-        return intervals, ledger.starts(function, limit=None, since_ns=chosen.start_ns)
 
 
 def _row(row: ReportRow, by: Sequence[str], plan: PricePlan) -> dict[str, Any]:

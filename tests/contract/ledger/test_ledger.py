@@ -11,6 +11,7 @@ import random
 import threading
 import uuid
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +20,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from adapter.errors import LedgerError
 from adapter.ledger import schema
 from adapter.ledger.store import Ledger
+from adapter.policy.pricing import PriceClass, PricePlan
+from adapter.policy.report import GROUPS, report
 from adapter.records import LeaseInterval, LeasePhase, Phase, PhaseName, Rung, SkippedRung, StartRecord
 
 POSTGRES = os.environ.get("GPUFN_TEST_POSTGRES_URL", "")
@@ -102,6 +105,25 @@ def test_a_range_excludes_what_only_touches_it(ledger):
 def test_intervals_of_one_function(ledger):
     ledger.add_intervals([interval(0), interval(0, replica="x-1", function="x")])
     assert [i.function for i in ledger.intervals(*ALWAYS, function="x")] == ["x"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(LeasePhase), st.integers(1, 50)), min_size=1, max_size=12), data=st.data()
+)
+def test_reports_of_a_summary_are_reports_of_the_intervals(ledger, steps, data):
+    name, at_ns, facts = f"embed-{uuid.uuid4().hex}", 1_700_000_000_000_000_000, []
+    for n, (phase, length) in enumerate(steps):
+        facts.append(interval(n, replica=name, phase=phase, started_at_ns=at_ns, ended_at_ns=at_ns + length))
+        at_ns += length
+    ledger.add_intervals(facts)
+    low = facts[0].started_at_ns - 1
+    start_ns, end_ns = sorted(data.draw(st.lists(st.integers(low, at_ns + 1), min_size=2, max_size=2, unique=True)))
+    plan = PricePlan("EUR", {"standard": PriceClass(per_gpu_second=Decimal("0.5"))})
+    options = {"start_ns": start_ns, "end_ns": end_ns, "by": GROUPS}
+    summary = [i for i in ledger.summary(start_ns, end_ns) if i.replica == name]
+    assert report(summary, [], plan, **options) == report(facts, [], plan, **options)
+    assert len({i.phase for i in summary}) == len(summary)
 
 
 def test_starts_come_newest_first_and_can_be_narrowed(ledger):
