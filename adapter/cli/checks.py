@@ -73,6 +73,7 @@ def all_checks(state: Path, port: int) -> list[Callable[[], Finding]]:
         check_open_files,
         lambda: check_state(state),
         lambda: check_disk(state),
+        lambda: check_snapshots(state),
         lambda: check_port(port, state),
     ]
 
@@ -190,6 +191,19 @@ def check_disk(state: Path) -> Finding:
     if free < _LEAST_DISK_BYTES:
         return failed("disk", said, "Make room, or choose another folder: --state FOLDER.")
     return warning("disk", said, "gpufn snapshot prune") if free < _ENOUGH_DISK_BYTES else ok("disk", said)
+
+
+def check_snapshots(state: Path) -> Finding:
+    from adapter.cli.kept import kept
+    from adapter.snapshot.store import Store
+
+    found = kept(Store(state / "snapshots"))
+    damaged = [item for item in found if item.snapshot is None]
+    if damaged:
+        said = f"{len(damaged)} of {len(found)} damaged and not used: {damaged[0].damage}"
+        return warning("snapshots", said, "gpufn snapshot prune")
+    size = format_size(sum(item.size_bytes for item in found))
+    return ok("snapshots", f"{len(found)} ({size}), sizes and owners as published" if found else "none yet")
 
 
 def check_port(port: int, state: Path) -> Finding:

@@ -11,6 +11,7 @@ from adapter.errors import SnapshotError
 from adapter.hosts.ports import listen
 from adapter.hosts.shell import Isolation
 from adapter.snapshot import process
+from adapter.snapshot.store import Store
 
 
 def use(monkeypatch, *findings):
@@ -112,3 +113,15 @@ def test_a_full_disk_is_noticed(free, verdict, tmp_path, monkeypatch):
     usage = type(checks.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage(2**41, 2**41 - free, free))
     assert checks.check_disk(tmp_path).verdict is verdict
+
+
+def test_damaged_snapshots_are_a_warning_that_names_the_damage(tmp_path):
+    assert checks.check_snapshots(tmp_path).reason == "none yet"
+    with Store(tmp_path / "snapshots").building("default", "fn.openfaas-fn", {"code": "1"}, "process") as draft:
+        (draft.path / "memory.img").write_bytes(b"memory")
+        made = draft.publish({})
+    assert checks.check_snapshots(tmp_path).verdict is Verdict.OK
+    (made.path / "stranger").touch()
+    finding = checks.check_snapshots(tmp_path)
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "gpufn snapshot prune")
+    assert "stranger" in finding.reason
