@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from hypothesis import given, strategies as st
 
+from adapter.policy import leases
 from adapter.policy.leases import Holder, LeaseTracker
 from adapter.records import LeasePhase
 
@@ -145,3 +146,12 @@ def test_other_phases_stand_where_they_were():
     assert [(i.phase, i.started_at_ns, i.ended_at_ns) for i in intervals] == [
         (p, n * 10, n * 10 + 10) for n, p in enumerate(seen)
     ]
+
+
+def test_the_ended_are_forgotten_some_day(monkeypatch):
+    monkeypatch.setattr(leases, "_REMEMBERED", 2)
+    tracker = LeaseTracker(0, 0)
+    for n in range(50):
+        tracker.observe(holder(n), LeasePhase.IDLE, n)
+        tracker.end(f"embed-{n}", n)
+    assert list(tracker._ended) == ["embed-48", "embed-49"]

@@ -39,8 +39,8 @@ def test_help_names_every_command_in_its_panel(capsys):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, json; from adapter.cli.main import run; run(['--help'])\n"
-        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)"
+        "import sys, json; before = set(sys.modules); from adapter.cli.main import run; run(['--help'])\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"sqlalchemy", "rich", "requests", "yaml", "aiohttp", "flask", "torch", "asyncio", "sqlite3"}

@@ -199,6 +199,14 @@ def test_names_that_are_markup_stay_words():
     assert '<script>&"' in " ".join(ET.fromstring(svg).itertext())
 
 
+def test_a_legend_that_is_too_long_goes_on_below():
+    every = record(phases=[(name.value, n * 10, n * 10 + 10) for n, name in enumerate(PhaseName)])
+    root = ET.fromstring(picture([every]))
+    legend = [box for box in root.iter(f"{SVG}rect") if box.get("width") == "12"]
+    assert [box.get("class") for box in legend] == [name.value for name in PhaseName]
+    assert all(float(box.get("x")) < 940 for box in legend)
+
+
 @pytest.mark.parametrize("records", [[], [record(phases=[("boot", 0, 0)])], [record(phases=[("load", 0, 3_600_000)])]])
 def test_pictures_of_little_and_of_much(records):
     root = ET.fromstring(picture(records))

@@ -80,6 +80,20 @@ def test_watching_goes_on_until_it_is_interrupted(gateway, state_dir, capsys, mo
     assert waited == [5.0] * 3
 
 
+def test_a_terminal_is_drawn_anew(gateway, state_dir, capsys, monkeypatch):
+    cleared = []
+
+    def sleep(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(top.time, "sleep", sleep)
+    monkeypatch.setattr(top.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(top.click, "clear", lambda: cleared.append(True))
+    assert run(["top", "-w", "-g", gateway, "--state", str(state_dir)]) == 130
+    assert cleared == [True]
+    assert "3 replicas at" in capsys.readouterr().err
+
+
 def test_no_gateway_is_said(state_dir, free_port, capsys):
     assert run(["top", "-g", f"http://127.0.0.1:{free_port}", "--state", str(state_dir)]) == 6
     assert "gpufn up" in capsys.readouterr().err
