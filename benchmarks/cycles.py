@@ -6,6 +6,7 @@ process; and every tenth time `gpufn up` itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -85,9 +86,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_one(tree: dict[int, str], choose: random.Random) -> str:
-    victim = choose.choice(sorted(tree))
-    os.kill(victim, signal.SIGKILL)
-    return tree[victim]
+    """Kill a process of `tree`; helpers of a restore, which may end by themselves meanwhile, are passed over."""
+    for victim in choose.sample(sorted(tree), len(tree)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+            return tree[victim]
+    raise RuntimeError("the replica that just answered has no process")
 
 
 def still_alive(tree: dict[int, Any], limit_s: float = 20) -> list[str]:
