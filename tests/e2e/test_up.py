@@ -109,8 +109,8 @@ def test_a_stop_lets_running_requests_finish(session):
                     return answer.status
 
             task = asyncio.create_task(call())
-            while not any(replica["in_flight"] for replica in session.replicas("slow")):
-                await asyncio.sleep(0.01)  # noqa: ASYNC110  # another process, which tells no event
+            while not any(replica["in_flight"] for replica in session.replicas("slow")):  # noqa: ASYNC110  # another process
+                await asyncio.sleep(0.01)
             os.kill(session.pid, signal.SIGTERM)
             return await task
 
