@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.plot import write_plot
+from benchmarks.plot import write_plots
 from benchmarks.results_file import Bar, save
 
 BENCHMARKS = {
@@ -61,7 +61,7 @@ def main() -> int:
         bars += measured
         if not asked.dry:  # after each: an interrupted run keeps what it has
             path = save(measured, options.starts)
-            write_plot(path)
+            write_plots(path)
     print(table(bars))
     return 1 if any(bar.met is False for bar in bars) else 0
 
