@@ -158,12 +158,9 @@ def _compact(data: Mapping[str, Any]) -> str:
 
 def _commit() -> str:
     """The revision measured, with a mark where the work tree differs from it."""
-    repository = Path(__file__).parents[1]
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return said.stdout.strip() or "unknown"
