@@ -7,11 +7,8 @@ are JSON. Routes and codes: openfaas/faas-provider ``serve.go`` and the gateway'
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import platform
-from collections.abc import Mapping
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -56,7 +53,7 @@ def make_app(gateway: Gateway, credentials: tuple[str, str] | None) -> web.Appli
     route("*", "/function/{name}/{path:.*}", api.invoke)
     route("POST", "/async-function/{name}", api.invoke_later)
     route("POST", "/async-function/{name}/{path:.*}", api.invoke_later)
-    route("GET", "/healthz", api.healthz)
+    app.router.add_get("/healthz", api.healthz)  # and HEAD
     route("GET", "/metrics", api.metrics)
     route("GET", "/gpufn/v1/starts", api.starts)
     route("GET", "/gpufn/v1/replicas", api.replicas)
@@ -143,6 +140,7 @@ class Api:
         catalog = self._gateway.catalog
         if request.method == "GET":
             namespace = request.query.get("namespace") or wire.DEFAULT_NAMESPACE
+            catalog.namespace(namespace)  # it names a folder: only one that is known is looked into
             return web.json_response([{"name": name, "namespace": namespace} for name in catalog.secrets(namespace)])
         _allow(request, "GET", "POST", "PUT", "DELETE")
         data = wire.parse_object(await request.read())
@@ -151,7 +149,7 @@ class Api:
         if request.method == "DELETE":
             catalog.remove_secret(namespace, name)
         else:
-            catalog.put_secret(namespace, name, _secret_value(data), new=request.method == "POST")
+            catalog.put_secret(namespace, name, wire.secret_value_in(data), new=request.method == "POST")
         return web.Response(status=202)
 
     async def namespaces(self, _request: web.Request) -> web.Response:
@@ -167,7 +165,7 @@ class Api:
         if request.method == "DELETE":
             catalog.remove_namespace(name)
         else:
-            facts = {key: data.get(key) or {} for key in ("annotations", "labels")}
+            facts = {key: wire.texts_in(data, key) for key in ("annotations", "labels")}
             catalog.put_namespace(name, facts, new=request.method == "POST")
         return web.Response(status=202)
 
@@ -262,13 +260,3 @@ def _function_path(request: web.Request) -> str:
     """What the function sees: everything after its name, as it was sent (not decoded)."""
     parts = request.raw_path.split("?", 1)[0].split("/", 3)
     return "/" + (parts[3] if len(parts) > 3 else "")
-
-
-def _secret_value(data: Mapping[str, object]) -> bytes:
-    raw = data.get("rawValue")
-    if raw:
-        try:
-            return base64.b64decode(str(raw), validate=True)
-        except binascii.Error as exc:
-            raise ConfigError("rawValue is no base64.", code="bad-json") from exc
-    return str(data.get("value") or "").encode()

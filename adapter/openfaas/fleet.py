@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from adapter.errors import AdapterError, HandlerError, Overloaded, Timeout, Unavailable
+from adapter.errors import AdapterError, ConfigError, HandlerError, Overloaded, Timeout, Unavailable
 from adapter.hosts import Deployment, Host, Replica, ReplicaState
 from adapter.openfaas.activator import Waiters
 from adapter.openfaas.background import Background
@@ -120,7 +120,7 @@ class Fleet:
     def _refusal(self) -> AdapterError | None:
         """Why a request need not wait."""
         if self.rollout.broken is not None:
-            return _copy(self.rollout.broken)
+            return _for_caller(self.rollout.broken)
         if self._closing is not None:
             return self._closing(self.deployment.key)
         if self._failure is not None and self.clock() < self._retry_at_s and not self.desired:
@@ -274,6 +274,7 @@ class Fleet:
             self._serves(member, str(event.fields.get("rung", "")))
         elif event.name in (EventName.PARKED, EventName.MODEL_EXITED):
             member.awake.clear()
+            member.exits += event.name is EventName.MODEL_EXITED
         elif event.name is EventName.STARTED:
             self._record(member, event)
         elif event.name is EventName.FAILED:
@@ -296,6 +297,7 @@ class Fleet:
 
     def _ended(self, member: Member, reason: str) -> None:
         del self.members[member.replica.id]
+        member.exits += 1
         member.awake.set()
         self.observer.ended(self, member)
         if not member.lives and not member.stopping:
@@ -345,7 +347,7 @@ class Fleet:
 
     def _start_error(self) -> AdapterError:
         assert self._failure is not None
-        return _copy(self._failure, retry_after_s=max(0.0, self._retry_at_s - self.clock()))
+        return _for_caller(self._failure, retry_after_s=max(0.0, self._retry_at_s - self.clock()))
 
     # Deployments --------------------------------------------------------------------------------
 
@@ -363,7 +365,7 @@ class Fleet:
             return
         if problem is not None:
             if self.rollout.broken is not None:
-                self._waiters.fail(lambda: _copy(problem))
+                self._waiters.fail(lambda: _for_caller(problem))
             return
         self._failures, self._failure, self._retry_at_s = 0, None, 0.0
         if self.rollout.is_ready and initial and self._capable():
@@ -411,9 +413,11 @@ def _shutting_down(_: str) -> AdapterError:
     return Unavailable("This gateway is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
 
 
-def _copy(error: AdapterError, *, retry_after_s: float | None = None) -> AdapterError:
+def _for_caller(error: AdapterError, *, retry_after_s: float | None = None) -> AdapterError:
+    """A copy for one caller, whose request is not at fault: a deploy that cannot be used is a 503 to him, no 400."""
+    kind = HandlerError if isinstance(error, ConfigError) else type(error)
     wait_s = error.retry_after_s if retry_after_s is None else retry_after_s
-    return type(error)(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
+    return kind(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
 
 
 def _as_adapter_error(error: Exception) -> AdapterError:

@@ -34,6 +34,8 @@ class Member:
     """How it last came up; empty until it has."""
     lives: int = 0
     """How often a model process took the port: requests sent before the next time are only held."""
+    exits: int = 0
+    """How often its model process ended: a request that was with it may have had its effects."""
     awake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

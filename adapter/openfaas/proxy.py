@@ -2,7 +2,8 @@
 
 A request that no handler can have seen (its replica refused the connection, or ended while it still held
 the request) goes to another replica. One that was sent to a handler is never sent twice, but for the case
-that HTTP leaves open: a pooled connection that the replica had closed just before.
+that HTTP leaves open: a pooled connection that the replica had closed just before, and whose model process
+has not ended: what a handler that crashes does, it does once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _CLOSED_WHILE_IDLE_S = 0.1
 """A pooled connection that was closed already fails at once. A request that took longer was being handled."""
 
 _EVENTS_LIMIT_S = 0.05
-"""Until the events of a replica that ended have arrived, which tell whether it ever served."""
+"""Until the events of a replica that ended have arrived: whether it ever served, whether its model exited."""
 
 _STALL_LIMIT_S = 60.0
 """A caller that takes nothing for so long has lost its answer: its slot is others'."""
@@ -137,12 +138,16 @@ class Proxy:
         """Raises `_Lost`, `Timeout`, `BodyTooLarge`."""
         limit_s = _limit_s(fleet, slot)
         began = time.monotonic()
+        exits = slot.member.exits
         notes = SimpleNamespace(reused=False)
         try:
             return await self._request(slot, invocation, notes, limit_s)
         except _Lost as lost:
             was_closed = notes.reused and time.monotonic() - began < _CLOSED_WHILE_IDLE_S
             if lost.refused or not was_closed or not invocation.can_be_sent:
+                raise
+            await asyncio.sleep(_EVENTS_LIMIT_S)
+            if slot.member.exits != exits:
                 raise
         except aiohttp.SocketTimeoutError as exc:
             raise _took_too_long(fleet, slot, limit_s) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -77,14 +78,14 @@ class FunctionDeployment:
             image=_text(data, "image"),
             namespace=namespace_in(data),
             env_process=_text(data, "envProcess"),
-            env_vars=_texts(data, "envVars"),
+            env_vars=texts_in(data, "envVars"),
             constraints=_list(data, "constraints"),
             secrets=_list(data, "secrets"),
-            labels=_texts(data, "labels"),
-            annotations=_texts(data, "annotations"),
-            limits=_texts(data, "limits"),
-            requests=_texts(data, "requests"),
-            read_only_root_filesystem=bool(data.get("readOnlyRootFilesystem")),
+            labels=texts_in(data, "labels"),
+            annotations=texts_in(data, "annotations"),
+            limits=texts_in(data, "limits"),
+            requests=texts_in(data, "requests"),
+            read_only_root_filesystem=_switch(data, "readOnlyRootFilesystem"),
         )
         if not deployment.image:
             raise ConfigError("The deploy names no image.", why="`image` says which function folder to run.")
@@ -127,7 +128,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object. Raises `ConfigError`."""
     try:
         data = json.loads(body)
-    except ValueError as exc:
+        json.dumps(data, ensure_ascii=False).encode()  # half a character ("\ud800") is text that nobody can write
+    except (ValueError, RecursionError) as exc:
         raise ConfigError("The request body is no JSON.", why=f"{exc}.", code="bad-json") from exc
     if not isinstance(data, dict):
         raise ConfigError("The request body is no JSON object.", code="bad-json")
@@ -148,7 +150,7 @@ def name_in(data: Mapping[str, Any], key: str) -> str:
 
 
 def namespace_in(data: Mapping[str, Any], key: str = "namespace") -> str:
-    return name_in(data, key) if data.get(key) else DEFAULT_NAMESPACE
+    return name_in(data, key) if _text(data, key) else DEFAULT_NAMESPACE
 
 
 def secret_name_in(data: Mapping[str, Any]) -> str:
@@ -158,22 +160,47 @@ def secret_name_in(data: Mapping[str, Any]) -> str:
     return name
 
 
+def secret_value_in(data: Mapping[str, Any]) -> bytes:
+    """`rawValue` as it is, else `value` as UTF-8. Raises `ConfigError`, which never shows it."""
+    raw = _text(data, "rawValue")
+    if not raw:
+        return _text(data, "value").encode()
+    try:
+        return base64.b64decode(raw, validate=True)
+    except ValueError as exc:
+        raise ConfigError("rawValue is no base64.", code="bad-json") from exc
+
+
 def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data.get(key) or ""
+    value = data.get(key)
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise ConfigError(f"{key} is no text.", code="bad-json")
     return value
 
 
-def _texts(data: Mapping[str, Any], key: str) -> dict[str, str]:
-    value = data.get(key) or {}
+def _switch(data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"{key} is neither true nor false.", code="bad-json")
+    return bool(value)
+
+
+def texts_in(data: Mapping[str, Any], key: str) -> dict[str, str]:
+    """An object of texts; empty where there is none. Raises `ConfigError`."""
+    value = data.get(key)
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise ConfigError(f"{key} is no object of texts.", code="bad-json")
     return dict(value)
 
 
 def _list(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = data.get(key) or []
+    value = data.get(key)
+    if value is None:
+        return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"{key} is no list of texts.", code="bad-json")
     return tuple(value)

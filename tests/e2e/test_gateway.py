@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from adapter.errors import HandlerError, Unavailable
+from adapter.errors import ConfigError, HandlerError, Unavailable
 from adapter.hosts import ReplicaState
+from adapter.records import EventName
 from tests.fakes.replicas import FakeHost, run, serving, until
 
 pytestmark = pytest.mark.e2e
@@ -252,6 +254,30 @@ def test_a_connection_that_was_closed_while_idle_is_not_an_error(state_dir):
     run(scenario())
 
 
+@pytest.mark.parametrize("told_after_s", [0, 0.01])
+def test_a_handler_that_crashes_on_a_kept_connection_runs_once(state_dir, told_after_s):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            await up.call()
+            (replica,) = up.host.replicas
+            runs = []
+
+            async def crash(request):
+                runs.append(await request.read())
+                tell = partial(replica.say, EventName.MODEL_EXITED, reason="exit 1", in_flight=1)
+                asyncio.get_running_loop().call_later(told_after_s, tell)
+                request.transport.abort()
+                return web.Response()
+
+            up.host.handler = crash
+            status, _, body = await up.call(body=b"poison")
+            assert (status, json.loads(body)["error"]["code"]) == (502, "replica-died")
+            assert runs == [b"poison"]
+
+    run(scenario())
+
+
 def test_a_replica_that_cannot_be_reached_is_replaced(state_dir):
     async def scenario():
         async with serving(state_dir) as up:
@@ -343,6 +369,17 @@ def test_an_environment_that_cannot_be_built_is_told_to_callers(state_dir):
             up.host.problem = None
             await up.deploy(method="PUT")
             assert (await up.call())[0] == 200
+
+    run(scenario())
+
+
+def test_a_caller_is_not_blamed_for_a_function_that_cannot_run(state_dir):
+    async def scenario():
+        problem = ConfigError("The variable 'A=B' cannot be used.", why="It holds =.", code="bad-variable")
+        async with serving(state_dir, FakeHost(state_dir, problem=problem)) as up:
+            await up.deploy()
+            status, _, body = await up.call()
+            assert (status, json.loads(body)["error"]["code"]) == (503, "bad-variable")
 
     run(scenario())
 

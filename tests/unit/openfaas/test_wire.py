@@ -45,6 +45,7 @@ def test_absent_and_null_are_alike():
     [
         {"service": "Fn"}, {"service": ""}, {"service": "a" * 64}, {"service": "../x"}, {"service": 5}, {"image": ""},
         {"namespace": "No"}, {"envVars": {"a": 1}}, {"envVars": ["a"]}, {"secrets": "a"}, {"secrets": [1]}, {"labels": 5},
+        {"envVars": []}, {"secrets": {}}, {"namespace": 0}, {"image": False}, {"readOnlyRootFilesystem": "no"},
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(data):
@@ -52,7 +53,7 @@ def test_what_cannot_be_used_is_named(data):
         parse(**data)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"5"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"5", b"[" * 100_000, b'{"image": "\\ud800"}'])
 def test_what_is_no_object_is_refused(body):
     with pytest.raises(ConfigError, match="JSON"):
         FunctionDeployment.parse(body)
