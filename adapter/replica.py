@@ -65,7 +65,9 @@ class ReplicaSettings:
     queue: int = _variable("GPUFN_QUEUE", int, 100, "requests that may wait for a thread; more get 429")
     held: int = _variable("GPUFN_HELD", int, 1000, "requests that may wait for a start; more get 503")
     body_limit_bytes: int = _variable("GPUFN_BODY_LIMIT", parse_size_bytes, 16 * 2**20, "larger bodies get 413")
-    start_timeout_s: float = _variable("GPUFN_START_TIMEOUT", parse_duration_s, 300.0, "a start that takes longer fails")
+    start_timeout_s: float = _variable(
+        "GPUFN_START_TIMEOUT", parse_duration_s, 300.0, "a start that takes longer fails"
+    )
     exec_timeout_s: float = _variable("exec_timeout GPUFN_EXEC_TIMEOUT", parse_duration_s, 30.0, "one request; 0: none")
     read_timeout_s: float = _variable("read_timeout", parse_duration_s, 30.0, "reading one request")
     write_timeout_s: float = _variable("write_timeout", parse_duration_s, 30.0, "writing one answer; drain bound")
@@ -80,7 +82,9 @@ class ReplicaSettings:
     weight_snapshot: str = _variable(
         "GPUFN_WEIGHT_SNAPSHOT", _when, "auto", "keep and map weight snapshots; auto: where `build` is defined"
     )
-    device: str = _variable("GPUFN_DEVICE", str, "", "device that `load` is given; empty: cuda:0 where there is one, else cpu")
+    device: str = _variable(
+        "GPUFN_DEVICE", str, "", "device that `load` is given; empty: cuda:0 where there is one, else cpu"
+    )
     snapshot_env: tuple[str, ...] = _variable(
         "GPUFN_SNAPSHOT_ENV", _words, (), "variables that `load` sees and the snapshot may hold; all others come later"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,14 +234,15 @@ def _checked(values: dict[str, Any], source: str) -> FunctionSpec:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The tables of a function folder's `gpufn.toml`; empty where there is none. Raises `ConfigError`."""
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
 
     path = folder / CONFIG_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return data
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -276,14 +278,16 @@ def read_handler_shape(folder: Path) -> HandlerShape:
         raise HandlerError(
             f"{path} does not parse.", why=f"{exc}.", hint="Mend the line it names.", code="handler-syntax"
         ) from exc
-    functions = {
-        node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     imported = {
         alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assigned = {
-        target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
     }
     if "handle" not in functions and "handle" not in imported | assigned:
         raise HandlerError(

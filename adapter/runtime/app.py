@@ -101,7 +101,9 @@ class Watched:
             self.stats.add(environ["REQUEST_METHOD"], status_code, seconds)
             self._on_answered()
             if self._log_call_id:
-                print(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} - {status_code} - {call_id} ({seconds:.4f}s)")
+                print(
+                    f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} - {status_code} - {call_id} ({seconds:.4f}s)"
+                )
 
         try:
             return _Closing(self._app(environ, begin), finish)

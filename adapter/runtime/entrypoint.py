@@ -383,7 +383,8 @@ class Entrypoint:
 
     def _hand_over(self, *, listener: bool) -> None:
         """Give the model process the port (`listener`) and every connection that waits here."""
-        assert self._channel is not None and self._start is not None
+        assert self._channel is not None
+        assert self._start is not None
         if listener:
             self._front.accept_here(False)
         self._start.held = len(self._front.held)
@@ -536,7 +537,9 @@ class Entrypoint:
             if self._launched is not None:
                 self._drain_status()
             said = self._start.last_error
-            ended = HandlerError("The function ended while it started.", why=f"Its process ended {how}.", code="handler-exited")
+            ended = HandlerError(
+                "The function ended while it started.", why=f"Its process ended {how}.", code="handler-exited"
+            )
             self._start.last_error = None
             self._rung_failed(said or ended)
         else:

@@ -111,7 +111,9 @@ def _load(path: Path) -> Example:
     request, response = data["request"], data.get("response", {})
     if not isinstance(response, dict):
         raise _bad(path, "Its response is no object.")
-    unknown = sorted((request.keys() - _REQUEST_KEYS) | (response.keys() - _RESPONSE_KEYS) | (data.keys() - {"request", "response"}))
+    unknown = sorted(
+        (request.keys() - _REQUEST_KEYS) | (response.keys() - _RESPONSE_KEYS) | (data.keys() - {"request", "response"})
+    )
     if unknown:
         raise _bad(path, f"Unknown keys: {', '.join(unknown)}.")
     return _checked(path, request, response)

@@ -20,7 +20,11 @@ _REASONS = {200: "OK", 429: "Too Many Requests", 502: "Bad Gateway", 503: "Servi
 
 def answer(status: int, body: bytes, *, kind: str = "text/plain", headers: dict[str, str] | None = None) -> bytes:
     """A whole HTTP/1.1 answer that ends its connection."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+    ]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
@@ -119,7 +123,7 @@ class Front:
         try:
             peeked = connection.recv(_LONGEST_REQUEST_LINE, socket.MSG_PEEK)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             peeked = b""
         if not peeked:

@@ -87,10 +87,14 @@ class user_code:  # noqa: N801  # reads as a statement: with user_code("`load`")
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
         if error is None or isinstance(error, (HandlerError, KeyboardInterrupt)):
             return
-        frames = [frame for frame in traceback.extract_tb(trace) if f"{os.sep}adapter{os.sep}runtime" not in frame.filename]
+        frames = [
+            frame for frame in traceback.extract_tb(trace) if f"{os.sep}adapter{os.sep}runtime" not in frame.filename
+        ]
         where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         message = traceback.format_exception_only(type(error), error)[-1].strip()
         print("".join(traceback.format_list(frames)) + message, file=sys.stderr, flush=True)
@@ -173,4 +177,4 @@ def _headers(headers: Any) -> list[tuple[str, str]]:
 def _stream(chunks: Iterator[Any]) -> Any:
     from flask import Response
 
-    return Response((chunk if isinstance(chunk, bytes) else str(chunk).encode() for chunk in chunks))
+    return Response(chunk if isinstance(chunk, bytes) else str(chunk).encode() for chunk in chunks)

@@ -84,7 +84,9 @@ def _warm_up(app: Any, examples: list[Example], *, strict: bool) -> None:
         difference = ask(app, example)
         if not difference:
             continue
-        print(f"gpufn: example {example.name} has another answer than expected: {difference}", file=sys.stderr, flush=True)
+        print(
+            f"gpufn: example {example.name} has another answer than expected: {difference}", file=sys.stderr, flush=True
+        )
         if strict:
             raise HandlerError(
                 f"Example {example.name} has another answer than expected.",
@@ -125,7 +127,7 @@ class Session:
             app,
             ready_path=orders.ready_path,
             log_call_id=orders.log_call_id,
-            on_answering=lambda sock: self._worker.answering.add(sock),
+            on_answering=lambda sock: self._worker.answering.add(sock),  # noqa: PLW0108  # made below
             on_answered=self._on_answered,
         )
         self._worker = ModelWorker(
@@ -171,9 +173,8 @@ class Session:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if with_listener:
             self._answered = False
+            self._say("serving")  # before any thread has a request: "answered" must not overtake it
         self._worker.serve(sockets.pop(0) if with_listener else None, sockets)
-        if with_listener:
-            self._say("serving")
 
     def _park(self) -> None:
         """Give back the idle connections, unless a request is in flight: then say so and go on."""

@@ -48,6 +48,10 @@ class Snapshotter:
         """What was published: ``{"key", "bytes", "seconds", …}``. Raises `AdapterError`, `OSError`."""
         started = time.monotonic()
         weights = self._weights()
+        if not self._wanted.takes_process_snapshots:
+            if weights is None:
+                raise ConfigError("This function takes no snapshots.", code="snapshots-off")
+            return {"key": weights.key, "bytes": weights.size_bytes, "seconds": round(time.monotonic() - started, 3)}
         snapshot = self._process(weights)
         return {
             "key": snapshot.key,

@@ -64,7 +64,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
             "graceful_timeout": int(drain_timeout_s) + 1,
             "loglevel": "error",
             "accesslog": None,
-            "worker_tmp_dir": "/dev/shm",
+            "worker_tmp_dir": "/dev/shm",  # noqa: S108  # memory, where gunicorn wants its heartbeat file
         }
         app = _Application(wsgi, settings)
         super().__init__(0, 0, [], app, 0, app.cfg, Logger(app.cfg))

@@ -50,7 +50,7 @@ def identity_of(folder: Path, python: str, variables: Mapping[str, str], device:
     """
     return {
         "contract": str(CONTRACT_VERSION),
-        "shim": tree_digest(Path(__file__).resolve().parents[1]),
+        "shim": _shim_digest(),
         "folder": str(folder),
         "code": tree_digest(folder),
         "python": _interpreter(python),
@@ -61,6 +61,13 @@ def identity_of(folder: Path, python: str, variables: Mapping[str, str], device:
         "device": device,
         "driver": _driver_version(),
     }
+
+
+def _shim_digest() -> str:
+    """Of what runs in a replica: the shared vocabulary and the shim's packages, not the control side."""
+    package = Path(__file__).resolve().parents[1]
+    lines = [f"{path.name} {path.read_bytes().hex()}" for path in sorted(package.glob("*.py"))]
+    return _digest([*lines, *(tree_digest(package / name) for name in ("runtime", "snapshot"))])
 
 
 def tree_digest(folder: Path) -> str:

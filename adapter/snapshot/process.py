@@ -77,7 +77,9 @@ def find_criu(environ: Mapping[str, str] = os.environ) -> Criu:
 
 def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 

@@ -106,9 +106,7 @@ class Store:
         if not others:
             return NotFound("No snapshot yet.", code="none")
         nearest = min((differing_fields(identity, other.identity) for other in others), key=len)
-        return NotFound(
-            "The snapshot does not fit.", why="Differs in: " + ", ".join(nearest) + ".", code="mismatch"
-        )
+        return NotFound("The snapshot does not fit.", why="Differs in: " + ", ".join(nearest) + ".", code="mismatch")
 
     @contextmanager
     def building(self, tenant: str, function: str, identity: Identity, kind: str) -> Iterator[Draft]:
@@ -142,12 +140,7 @@ class Store:
 
     def remove(self, snapshot: Snapshot) -> None:
         """At once and whole: out of sight by a rename, then deleted. Processes that map it keep their pages."""
-        gone = snapshot.path.with_name(f".draft-{snapshot.path.name}-{secrets.token_hex(4)}")
-        try:
-            os.rename(snapshot.path, gone)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(gone, ignore_errors=True)
+        discard(snapshot.path)
 
     def evict(self, *, keep: Path | None = None) -> list[Snapshot]:
         """Drop the least recently used until the store is below its limit; `keep` stays. Returns the dropped."""
@@ -198,12 +191,25 @@ class Draft:
         _write(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
         _write(self.path / VERIFIED, json.dumps(_stats(self.path, files)).encode())
         _write(self.path / USED, b"")
-        if self.target.exists():
-            self.store.remove(read_snapshot(self.target))
+        if os.path.lexists(self.target):
+            discard(self.target)  # replaced, readable or damaged
         os.rename(self.path, self.target)
         _sync(self.target.parent)
         self.store.evict(keep=self.target)
         return read_snapshot(self.target)
+
+
+def discard(path: Path) -> None:
+    """Remove a snapshot's folder whatever state it is in: out of sight by a rename first."""
+    gone = path.with_name(f".draft-{path.name}-{secrets.token_hex(4)}")
+    try:
+        os.rename(path, gone)
+    except FileNotFoundError:
+        return
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def read_snapshot(path: Path) -> Snapshot:
