@@ -26,7 +26,10 @@ done
 # The mirror is the one this machine already uses for Debian's own suites.
 mirror=$(sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | grep -v security | grep '/debian/*$' | head -n 1)
 [ -n "$mirror" ] || mirror=$(sed -n 's/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\) .*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | grep '/debian/*$' | head -n 1)
-[ -n "$mirror" ] || mirror=https://deb.debian.org/debian
+[ -n "$mirror" ] || {
+    echo "install-criu: apt's sources name no Debian mirror: install CRIU 4.1 or newer by hand" >&2
+    exit 1
+}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
