@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ FILE_NAME = "ledger.sqlite"
 
 LOCK_TIMEOUT_S = 10.0
 """A writer waits this long for another one. Ours write in milliseconds: longer means that somebody hangs."""
+
+_WAL_SWITCH_S = 5.0
 
 _COLUMNS = tuple(column.name for column in LEASES.columns)
 _READS = {"reads": True}
@@ -204,9 +208,23 @@ def _make_private(path: Path) -> None:
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """The first switch of a new file answers "locked" at once where several try it, whatever the busy timeout."""
+    deadline = time.monotonic() + _WAL_SWITCH_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

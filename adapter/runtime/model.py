@@ -54,8 +54,8 @@ def prepare(birth: Birth) -> tuple[Handler, Any]:
         handler = import_handler(folder)
     with phase(PhaseName.LOAD):
         handler.context.model = _make_model(handler, birth)
-    app = make_app(handler, birth.body_limit_bytes)
-    with phase(PhaseName.WARMUP):
+    with phase(PhaseName.WARMUP):  # the app, with Flask's import, included
+        app = make_app(handler, birth.body_limit_bytes)
         _warm_up(app, load_examples(folder), strict=birth.for_snapshot)
     if birth.save_weights:
         from adapter.snapshot import weights
