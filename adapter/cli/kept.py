@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import SnapshotError
-from adapter.snapshot.store import Snapshot, Store, read_snapshot
+from adapter.snapshot.store import Snapshot, Store, discard, read_snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +100,13 @@ def may_go(items: Iterable[Kept], *, everything: bool = False, unused_since_ns: 
     return [item for item in due if (item.tenant, item.function, item.key) not in needed]
 
 
-def remove(store: Store, items: Sequence[Kept]) -> None:
+def remove(items: Sequence[Kept]) -> None:
     """Raises `SnapshotError` naming the first that cannot be removed."""
     for item in items:
         try:
-            if item.snapshot is not None:
-                store.remove(item.snapshot)
-            else:
-                _discard(item.path)
+            discard(item.path)
         except OSError as exc:
             raise SnapshotError(f"{item.path} cannot be removed.", why=f"{exc.strerror}.", code="not-removed") from exc
-
-
-def _discard(path: Path) -> None:
-    """A damaged snapshot, which may be anything: a link is removed, never what it leads to."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    gone = path.with_name(f".draft-{path.name}-{secrets.token_hex(4)}")
-    path.rename(gone)
-    shutil.rmtree(gone)
 
 
 def _look(path: Path, mapped: set[Path]) -> Kept:

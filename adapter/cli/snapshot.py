@@ -97,7 +97,7 @@ def prune_command(
         return
     if not yes:
         _ask(due)
-    remove(store, due)
+    remove(due)
     note(f"✓ removed {_count(due)}")
 
 

@@ -222,7 +222,7 @@ class ProcessHost:
     # Standby ------------------------------------------------------------------------------------
 
     def _new_shell(self) -> Shell:
-        return Shell(self._isolation, self._shim, self._state / "replicas" / secrets.token_hex(4))
+        return Shell(self._isolation, self._shim, self._state / "replicas" / secrets.token_hex(8))
 
     def _prepare_standby(self) -> None:
         self._standby_timer = None

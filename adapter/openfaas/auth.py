@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hmac
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+
+from adapter.files import write_whole
 
 USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
 _USER = "admin"
@@ -26,20 +27,9 @@ def ensure_credentials(state: Path) -> tuple[str, str]:
     for name, fresh in ((USER_FILE, _USER), (PASSWORD_FILE, secrets.token_urlsafe(24))):
         path = state / name
         if not path.exists() or not path.read_text().strip():  # a password must never be empty
-            _write(path, fresh)
+            write_whole(path, fresh.encode())
         values.append(path.read_text().strip())
     return values[0], values[1]
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def authentication(credentials: tuple[str, str] | None) -> Middleware:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter.errors import Conflict, NotFound
+from adapter.files import sync, write_whole
 from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment, unknown_function
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Catalog:
         old = self._entries.get(deployment.key)
         entry = Entry(deployment, old.revision + 1 if old else 1, old.created_at if old else created_at)
         data = {"deployment": deployment.to_json(), "revision": entry.revision, "created_at": entry.created_at}
-        _write(self._functions / f"{deployment.key}.json", json.dumps(data, indent=1).encode())
+        write_whole(self._functions / f"{deployment.key}.json", json.dumps(data, indent=1).encode())
         self._entries[deployment.key] = entry
         return entry
 
@@ -98,7 +98,7 @@ class Catalog:
             raise Conflict(f"The namespace {name} exists already.", code="namespace-exists")
         if not new:
             self.namespace(name)
-        _write(self._namespaces / f"{name}.json", json.dumps(facts).encode())
+        write_whole(self._namespaces / f"{name}.json", json.dumps(facts).encode())
 
     def remove_namespace(self, name: str) -> None:
         self.namespace(name)
@@ -126,8 +126,8 @@ class Catalog:
             raise _unknown_secret(name)
         folder = self._secrets / namespace
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(self._secrets)
-        _write(folder / name, value)
+        sync(self._secrets)
+        write_whole(folder / name, value)
 
     def remove_secret(self, namespace: str, name: str) -> None:
         """Raises `NotFound`."""
@@ -140,25 +140,6 @@ def _unknown_secret(name: str) -> NotFound:
     return NotFound(f"No secret {name}.", hint=f"Create it with: faas-cli secret create {name}", code="secret-unknown")
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    _sync_folder(path.parent)
-
-
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(path.parent)

@@ -33,7 +33,7 @@ from adapter.replica import Command, ReplicaSettings, user_environment
 from adapter.runtime import launch, metrics
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
-from adapter.runtime.ladder import Step, Wanted, plan
+from adapter.runtime.ladder import PROCESS, Step, Wanted, plan
 from adapter.runtime.orders import Birth, Orders, Status, error_of
 from adapter.runtime.start import Start
 from adapter.snapshot.process import error_lines
@@ -60,7 +60,7 @@ class State(Enum):
 
 
 class Entrypoint:
-    """One replica. `run` returns the exit code: 0 after a drain, 1 when the handler cannot be found at all."""
+    """One replica. `run` returns the exit code, 0, after a drain; a handler that fails is a state, not an exit."""
 
     def __init__(self, settings: ReplicaSettings, environ: dict[str, str], began_ns: int) -> None:
         self._settings = settings
@@ -137,7 +137,10 @@ class Entrypoint:
     def _listen(self) -> socket.socket:
         if self._settings.listen_fd >= 0:
             return socket.socket(fileno=self._settings.listen_fd)
-        return socket.create_server(("0.0.0.0", self._settings.port), backlog=1024, reuse_port=False)  # noqa: S104
+        listener = socket.create_server(("0.0.0.0", self._settings.port), backlog=1024)  # noqa: S104
+        # Inherited by connections: without it, small answers on kept ones wait for the client's delayed ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
 
     def _watch_signals(self) -> None:
         wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -428,7 +431,7 @@ class Entrypoint:
         wanted = self._wanted
         if op == "wrong" and wanted is not None and wanted.store is not None:
             with suppress(AdapterError, OSError):
-                wanted.store.remove(wanted.find("process"))
+                wanted.store.remove(wanted.find(PROCESS))
         error = HandlerError(
             "The model process was replaced.",
             why=reason or "Every thread of it is past exec_timeout.",

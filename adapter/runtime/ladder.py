@@ -63,12 +63,19 @@ class Wanted:
         return bool(self.settings.snapshot_dir) and self.shape.has_build and self.settings.weight_snapshot != "off"
 
     def find(self, kind: str) -> Snapshot:
-        """The fitting snapshot of a kind. Raises `NotFound` or `SnapshotError`."""
+        """The fitting snapshot of a kind. Raises `NotFound` or `SnapshotError`.
+
+        A process snapshot that maps a weight snapshot is of no use without it. Finding it also makes the
+        weights the later used of the two, so that the store never drops them first.
+        """
         store = self.store
         if store is None:
             raise NotFound("There is no snapshot folder.", code="no-store")
         identity = self.identity if kind == PROCESS else weights_identity(self.identity)
-        return store.find(self.settings.tenant, self.function, identity, kind)
+        snapshot = store.find(self.settings.tenant, self.function, identity, kind)
+        if kind == PROCESS and snapshot.facts.get("weights"):
+            self.find(WEIGHTS)
+        return snapshot
 
 
 def wants_process_snapshot(settings: ReplicaSettings, shape: HandlerShape) -> bool:

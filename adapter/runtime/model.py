@@ -31,7 +31,7 @@ def main() -> int:
     """Exit code 0 after a drain, 1 when the handler failed (said on the status descriptor)."""
     birth = Birth.from_variable(os.environ.pop(BIRTH_VARIABLE))
     try:
-        handler, app = prepare(birth)
+        handler, app, examples = prepare(birth)
     except AdapterError as error:
         report_error(error)
         return 1
@@ -41,13 +41,13 @@ def main() -> int:
         return 0
     report(Status.WOKE)
     try:
-        return serve(orders, handler, app)
+        return serve(orders, handler, app, examples)
     except AdapterError as error:
         report_error(error)
         return 1
 
 
-def prepare(birth: Birth) -> tuple[Handler, Any]:
+def prepare(birth: Birth) -> tuple[Handler, Any, list[Example]]:
     """Everything before the snapshot point. Raises `HandlerError`, `SnapshotError`."""
     folder = Path(birth.folder)
     with phase(PhaseName.IMPORT):
@@ -56,7 +56,8 @@ def prepare(birth: Birth) -> tuple[Handler, Any]:
         handler.context.model = _make_model(handler, birth)
     with phase(PhaseName.WARMUP):  # the app, with Flask's import, included
         app = make_app(handler, birth.body_limit_bytes)
-        _warm_up(app, load_examples(folder), strict=birth.for_snapshot)
+        examples = load_examples(folder)
+        _warm_up(app, examples, strict=birth.for_snapshot)
     if birth.save_weights:
         from adapter.snapshot import weights
 
@@ -65,7 +66,7 @@ def prepare(birth: Birth) -> tuple[Handler, Any]:
         handler.call_hook("before_snapshot")
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not touch (and unshare) its pages
-    return handler, app
+    return handler, app, examples
 
 
 def _make_model(handler: Handler, birth: Birth) -> Any:
@@ -105,7 +106,7 @@ def ask(app: Any, example: Example) -> str:
         return example.check(response.status_code, dict(response.headers), response.get_data())
 
 
-def serve(orders: Orders, handler: Handler, app: Any) -> int:
+def serve(orders: Orders, handler: Handler, app: Any, examples: list[Example]) -> int:
     """Everything after the snapshot point; returns when drained."""
     os.environ.update(orders.environment)
     handler.context.hostname = orders.hostname
@@ -114,14 +115,20 @@ def serve(orders: Orders, handler: Handler, app: Any) -> int:
         reseed()
         handler.call_hook("after_restore")
     channel = Channel.connect(orders.channel)
-    return Session(channel, orders, app).run()
+    return Session(channel, orders, app, examples if orders.restored else []).run()
 
 
 class Session:
-    """One conversation with the entrypoint, from hello to drain."""
+    """One conversation with the entrypoint, from hello to drain.
 
-    def __init__(self, channel: Channel, orders: Orders, app: Any) -> None:
+    `to_check` are examples to ask once more: after the first answer, so that nobody waits for them, in a
+    thread of the worker, so that no more than `in_flight` calls of the handler ever run.
+    """
+
+    def __init__(self, channel: Channel, orders: Orders, app: Any, to_check: list[Example]) -> None:
         self._channel = channel
+        self._app = app
+        self._to_check = to_check
         self._answered = False
         self._watched = Watched(
             app,
@@ -154,6 +161,23 @@ class Session:
         if not self._answered:
             self._answered = True
             self._say("answered")
+            self._check_soon()
+
+    def _check_soon(self) -> None:
+        examples, self._to_check = self._to_check, []
+        if examples:
+            self._worker.tpool.submit(self._check, examples)
+
+    def _check(self, examples: list[Example]) -> None:
+        """Ask the examples of a restored process; one wrong answer and the entrypoint replaces it."""
+        for example in examples:
+            try:
+                difference = ask(self._app, example)
+            except HandlerError as error:
+                difference = error.why
+            if difference:
+                self._say("wrong", reason=f"Example {example.name} after the restore: {difference}.")
+                return
 
     def _hear(self) -> None:
         message, descriptors = self._channel.receive()
@@ -174,7 +198,10 @@ class Session:
         if with_listener:
             self._answered = False
             self._say("serving")  # before any thread has a request: "answered" must not overtake it
-        self._worker.serve(sockets.pop(0) if with_listener else None, sockets)
+        listener = sockets.pop(0) if with_listener else None
+        self._worker.serve(listener, sockets)
+        if not sockets:
+            self._check_soon()
 
     def _park(self) -> None:
         """Give back the idle connections, unless a request is in flight: then say so and go on."""

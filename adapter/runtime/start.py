@@ -54,7 +54,10 @@ class Start:
         self.add(name, self._end_ns(), time.monotonic_ns())
 
     def add(self, name: PhaseName, start_ns: int, end_ns: int) -> None:
-        self._phases.append((name, max(start_ns, self._began_ns), max(end_ns, start_ns, self._began_ns)))
+        start_ns, end_ns = max(start_ns, self._began_ns), max(end_ns, start_ns, self._began_ns)
+        if self._phases and self._phases[-1][0] is name and self._phases[-1][2] == start_ns:
+            start_ns = self._phases.pop()[1]  # goes on: one phase, one row
+        self._phases.append((name, start_ns, end_ns))
 
     def reported(self, name: PhaseName, start_ns: int, end_ns: int) -> None:
         """A phase that the model process timed; its interpreter's own start, before the import, is `boot`."""

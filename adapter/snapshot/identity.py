@@ -66,29 +66,40 @@ def identity_of(folder: Path, python: str, variables: Mapping[str, str], device:
 def _shim_digest() -> str:
     """Of what runs in a replica: the shared vocabulary and the shim's packages, not the control side."""
     package = Path(__file__).resolve().parents[1]
-    lines = [f"{path.name} {path.read_bytes().hex()}" for path in sorted(package.glob("*.py"))]
-    return _digest([*lines, *(tree_digest(package / name) for name in ("runtime", "snapshot"))])
+    modules = (f"{path.name} {_content_digest(path)}" for path in sorted(package.glob("*.py")))
+    return _digest([*modules, *(tree_digest(package / name) for name in ("runtime", "snapshot"))])
 
 
 def tree_digest(folder: Path) -> str:
-    """Digest of the names and contents below `folder`, byte-code and version-control folders left out."""
-    return _digest(_tree_lines(folder, ""))
+    """Digest of the names and contents below `folder`, byte-code and version-control folders left out.
+
+    Links are followed, except one that leads nowhere or back to a folder it lies in: those count by their text.
+    """
+    return _digest(_tree_lines(folder, "", (os.path.realpath(folder),)))
 
 
-def _tree_lines(folder: Path, below: str) -> Iterable[str]:
+def _tree_lines(folder: Path, below: str, above: tuple[str, ...]) -> Iterable[str]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name in _IGNORED or entry.name.endswith(".pyc"):
                 continue
             name = f"{below}/{entry.name}"
+            real = os.path.realpath(entry.path)
+            if entry.is_symlink() and (real in above or not os.path.exists(real)):
+                yield f"{name} -> {os.readlink(entry.path)}"
+                continue
             if entry.is_dir():
-                yield from _tree_lines(Path(entry.path), name)
+                yield from _tree_lines(Path(entry.path), name, (*above, real))
                 continue
             facts = entry.stat()
             if facts.st_size > _CONTENT_LIMIT_BYTES:
                 yield f"{name} {facts.st_size} {facts.st_mtime_ns}"
             else:
-                yield f"{name} {hashlib.blake2b(Path(entry.path).read_bytes(), digest_size=16).hexdigest()}"
+                yield f"{name} {_content_digest(Path(entry.path))}"
+
+
+def _content_digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _digest(lines: Iterable[str]) -> str:

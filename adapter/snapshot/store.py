@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
+from adapter.files import part_of, sync, write_whole
 from adapter.snapshot.checksum import file_checksum
 from adapter.snapshot.identity import Identity, differing_fields, key_of
 
@@ -36,7 +37,7 @@ MANIFEST = "manifest.json"
 VERIFIED = "verified.json"
 USED = "used"
 FORMAT = 1
-_OWN_FILES = frozenset({MANIFEST, VERIFIED, USED, VERIFIED + ".part"})
+_OWN_FILES = frozenset({MANIFEST, VERIFIED, USED, part_of(Path(VERIFIED)).name})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MANIFEST_LIMIT_BYTES = 2**20
 
@@ -177,7 +178,7 @@ class Draft:
             if path.is_file() and not path.is_symlink():
                 name = path.relative_to(self.path).as_posix()
                 files[name] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
-                _sync(path)
+                sync(path)
         manifest = {
             "format": FORMAT,
             "kind": self.kind,
@@ -188,13 +189,13 @@ class Draft:
             "files": files,
             "created_at_ns": time.time_ns(),
         }
-        _write(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _write(self.path / VERIFIED, json.dumps(_stats(self.path, files)).encode())
-        _write(self.path / USED, b"")
+        write_whole(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_whole(self.path / VERIFIED, json.dumps(_stats(self.path, files)).encode())
+        write_whole(self.path / USED, b"")
         if os.path.lexists(self.target):
             discard(self.target)  # replaced, readable or damaged
         os.rename(self.path, self.target)
-        _sync(self.target.parent)
+        sync(self.target.parent)
         self.store.evict(keep=self.target)
         return read_snapshot(self.target)
 
@@ -206,10 +207,10 @@ def discard(path: Path) -> None:
         os.rename(path, gone)
     except FileNotFoundError:
         return
-    if gone.is_symlink():
-        gone.unlink()
-    else:
+    if gone.is_dir() and not gone.is_symlink():
         shutil.rmtree(gone, ignore_errors=True)
+    else:  # a link goes, never what it leads to
+        gone.unlink()
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -225,7 +226,10 @@ def read_snapshot(path: Path) -> Snapshot:
         data = json.loads(manifest_path.read_bytes())
         if data["format"] != FORMAT:
             raise SnapshotCorrupt(f"{path.name} has format {data['format']}, this gpufn reads {FORMAT}.")
-        files = {str(name): dict(entry) for name, entry in data["files"].items()}
+        files = {
+            str(name): {"size": int(entry["size"]), "checksum": str(entry["checksum"])}
+            for name, entry in data["files"].items()
+        }
         snapshot = Snapshot(
             path=path,
             key=key_of(data["identity"]),
@@ -237,7 +241,7 @@ def read_snapshot(path: Path) -> Snapshot:
             files=files,
             created_at_ns=int(data["created_at_ns"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
     _check_files(snapshot)
     return snapshot
@@ -281,12 +285,12 @@ def verify(snapshot: Snapshot, *, always: bool = False) -> None:
     try:
         if not always and json.loads((snapshot.path / VERIFIED).read_bytes()) == stats:
             return
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass  # never verified here, or a torn write: verify now
     for name, entry in snapshot.files.items():
         if file_checksum(snapshot.path / name) != entry["checksum"]:
             raise SnapshotCorrupt(f"{name} of {snapshot.path.name} is damaged.", why="Its checksum differs.")
-    _write(snapshot.path / VERIFIED, json.dumps(stats).encode())
+    write_whole(snapshot.path / VERIFIED, json.dumps(stats).encode())
 
 
 def _stats(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -326,22 +330,3 @@ def _lock(path: Path) -> Iterator[None]:
 def _touch(path: Path) -> Path:
     path.touch(mode=0o600)
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk."""
-    part = path.with_name(path.name + ".part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,0 +1,132 @@
+"""Real process snapshots of real replicas: what a restored one has, must not have, and falls back to."""
+
+import asyncio
+import json
+
+import pytest
+
+from adapter.records import EventName
+from tests.fakes.host import Listener, ask, deployment, running, write_function
+
+pytestmark = [pytest.mark.e2e, pytest.mark.criu]
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, 110))
+
+
+async def lives(state, functions, times, *, before=None, secrets=(), **env):
+    """The answers of that many lives of one function, each begun from zero; the first takes the snapshot."""
+    answers, records = [], []
+    wanted = deployment("fn", secrets=secrets, **env)
+    async with running(state, functions) as host:
+        await host.prepare(wanted)
+        for life in range(times):
+            if life and before is not None:
+                before(state)
+            listener = Listener()
+            replica = await host.start(wanted, listener)
+            answers.append((await ask(replica, b"")).decode())
+            records.append((await listener.heard(EventName.STARTED)).fields["record"])
+            if not life:
+                taken = await listener.heard(EventName.SNAPSHOT, 2)
+                assert taken.fields["state"] == "published", taken.fields
+            await replica.stop(30)
+    return answers, records
+
+
+def images(state):
+    return [path for path in (state / "snapshots").rglob("*") if path.is_file()]
+
+
+def test_restored_replicas_answer_alike_and_share_no_random_stream(tmp_path, state_dir):
+    write_function(
+        tmp_path / "functions", "fn",
+        "import random\ndef load(device):\n    return 'the model'\n"
+        "def handle(event, context):\n    return f'{context.model} {random.random()}'\n",
+    )  # fmt: skip
+    answers, records = asyncio.run(lives(state_dir, tmp_path / "functions", 3))
+    assert [record["rung"] for record in records] == ["load", "restore", "restore"]
+    assert all(answer.startswith("the model ") for answer in answers)
+    assert len(set(answers)) == 3
+
+
+def test_secrets_and_variables_arrive_after_the_restore_and_are_in_no_image(tmp_path, state_dir):
+    write_function(
+        tmp_path / "functions", "fn",
+        "import os\ndef load(device):\n    return os.environ.get('TOKEN', 'unseen')\n"
+        "def handle(event, context):\n"
+        "    return f\"{context.model} {os.environ['TOKEN']} {context.secret('key')}\"\n",
+    )  # fmt: skip
+    folder = state_dir / "secrets" / "openfaas-fn"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "key").write_text("correct-horse-battery")
+    answers, records = asyncio.run(
+        lives(state_dir, tmp_path / "functions", 2, secrets=("key",), TOKEN="a-token-of-mine")
+    )
+    assert answers == ["unseen a-token-of-mine correct-horse-battery"] * 2
+    assert records[1]["rung"] == "restore"
+    files = images(state_dir)
+    assert any(path.name.startswith("pages-") for path in files)
+    for path in files:
+        data = path.read_bytes() if path.stat().st_blocks * 512 >= path.stat().st_size else _data_of(path)
+        assert b"correct-horse" not in data, path
+        assert b"a-token-of-mine" not in data, path
+
+
+def _data_of(path):
+    """A sparse file's bytes without its holes."""
+    from adapter.snapshot.checksum import CHUNK_BYTES, data_chunks
+
+    with path.open("rb") as file:
+        parts = []
+        for chunk in data_chunks(file.fileno(), path.stat().st_size):
+            file.seek(chunk * CHUNK_BYTES)
+            parts.append(file.read(CHUNK_BYTES))
+    return b"".join(parts)
+
+
+def test_a_flipped_bit_is_found_and_the_request_answered_by_a_plain_start(tmp_path, state_dir):
+    write_function(
+        tmp_path / "functions", "fn", "def load(device):\n    return 'm'\ndef handle(e, c):\n    return c.model\n"
+    )
+
+    def flip(state):
+        pages = next(path for path in images(state) if path.name.startswith("pages-"))
+        pages.chmod(0o600)
+        with pages.open("r+b") as file:
+            byte = file.read(1)
+            file.seek(0)
+            file.write(bytes([byte[0] ^ 1]))
+
+    answers, records = asyncio.run(lives(state_dir, tmp_path / "functions", 2, before=flip))
+    assert answers == ["m", "m"]
+    assert records[1]["rung"] == "load"
+    assert [s["code"] for s in records[1]["skipped"] if s["rung"] == "restore"] == ["snapshot-corrupt"]
+
+
+def test_a_restored_process_that_answers_its_example_wrongly_is_replaced(tmp_path, state_dir):
+    folder = write_function(
+        tmp_path / "functions", "fn",
+        "def load(device):\n    return ['right']\ndef handle(e, c):\n    return c.model[0]\n"
+        "def after_restore(model):\n    model[0] = 'wrong'\n",
+    )  # fmt: skip
+    (folder / "examples").mkdir()
+    example = {"request": {"body": ""}, "response": {"body": "right"}}
+    (folder / "examples" / "one.json").write_text(json.dumps(example))
+
+    async def scenario():
+        await lives(state_dir, tmp_path / "functions", 1)
+        wanted = deployment("fn")
+        async with running(state_dir, tmp_path / "functions") as host:
+            await host.prepare(wanted)
+            listener = Listener()
+            replica = await host.start(wanted, listener)
+            exited = await listener.heard(EventName.MODEL_EXITED)
+            assert exited.fields["code"] == "wrong-answer"
+            assert "one" in exited.fields["reason"]
+            record = (await listener.heard(EventName.STARTED, 2)).fields["record"]
+            assert record["rung"] == "load"
+            assert await ask(replica, b"") == b"right"
+
+    run(scenario())
