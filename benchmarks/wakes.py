@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import bare_restore
 from benchmarks.results_file import Bar, ratio_of_medians
 from benchmarks.session import FUNCTIONS, Answer, Session
 
@@ -88,16 +89,19 @@ def measure(session: Session, subject: Subject, options: Options) -> Iterable[Ba
     session.deploy(subject.name, ZERO)
     wake(session, subject.name, subject, rung="load", before_zero=lambda: session.wait_for_snapshot(subject.name))
     wake(session, subject.name, subject, rung="restore")  # checks the snapshot's files, which no later one does
-    plain, restored = [], []
+    plain, restored, bare = [], [], []
     plain_runs = min(options.runs, _SLOW_PLAIN_RUNS) if subject.name == "generate" else options.runs
     for number in range(options.runs):
         if number < plain_runs:
             plain.append(wake(session, plain_name, subject, rung="load"))
         restored.append(wake(session, subject.name, subject, rung="restore"))
+        bare.append(bare_restore.seconds(next((session.state / "snapshots").glob(f"*/{subject.name}.*/process-*"))))
         print(f"  {subject.name} {plain[-1]:.3f} s, {restored[-1]:.3f} s", file=sys.stderr, flush=True)
     yield Bar.of(f"{subject.name}_plain_over_restored", ratio_of_medians(plain, restored), "ratio")
     yield Bar.of(f"{subject.name}_plain_s", statistics.median(plain), "s", [round(s, 4) for s in plain])
     yield Bar.of(f"{subject.name}_restored_s", statistics.median(restored), "s", [round(s, 4) for s in restored])
+    yield Bar.of(f"{subject.name}_restored_over_criu", ratio_of_medians(restored, bare), "ratio")
+    yield Bar.of(f"{subject.name}_criu_s", statistics.median(bare), "s", [round(s, 4) for s in bare])
     records = session.starts(subject.name)[: options.runs]
     phases = [phases_ms(record) for record in records]
     yield Bar.of(

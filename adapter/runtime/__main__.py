@@ -4,22 +4,25 @@ import time
 
 BEGAN_NS = time.monotonic_ns()
 
-import json  # noqa: E402  # the clock starts before anything is imported
+import importlib  # noqa: E402  # the clock starts before anything is imported
+import json  # noqa: E402
 import os  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 
 from adapter.errors import AdapterError  # noqa: E402
 from adapter.replica import STANDBY_VARIABLE, ReplicaSettings  # noqa: E402
-from adapter.runtime.entrypoint import Entrypoint  # noqa: E402
+from adapter.runtime.port import listen  # noqa: E402
 
+_ENTRYPOINT = "adapter.runtime.entrypoint"
 _ORDERS_LIMIT_BYTES = 4 * 2**20
 
 
 def main() -> int:
-    """Exit code of the replica: 0 drained, 3 settings that cannot be used."""
+    """Exit code of the replica: 0 drained, 3 settings that cannot be used, 5 a port that is taken."""
     environ, began_ns = dict(os.environ), BEGAN_NS
     if STANDBY_VARIABLE in environ:
+        importlib.import_module(_ENTRYPOINT)  # while nobody waits
         environ = _await_orders(environ[STANDBY_VARIABLE])
         began_ns = time.monotonic_ns()
         if not environ:
@@ -29,7 +32,14 @@ def main() -> int:
     except AdapterError as error:
         print(f"gpufn: {error.message} {error.why} {error.hint}", file=sys.stderr)
         return error.exit_code
-    return Entrypoint(settings, environ, began_ns).run()
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        print(f"gpufn: port {settings.port} cannot be used: {error.strerror}. Set PORT to another.", file=sys.stderr)
+        return 5
+    entrypoint = importlib.import_module(_ENTRYPOINT)  # most of the imports, with requests arriving already
+    code: int = entrypoint.Entrypoint(settings, environ, began_ns, listener).run()
+    return code
 
 
 def _await_orders(standby: str) -> dict[str, str]:

@@ -8,10 +8,9 @@ no proxy stands in the way of a request.
 from __future__ import annotations
 
 import bisect
+import os
 import threading
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ from adapter.runtime.buckets import BUCKETS_S
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
+_CALL_ID_LOWER = CALL_ID_HEADER.lower()
 _STREAMING_TYPES = ("text/event-stream", "application/x-ndjson")
 
 
@@ -29,24 +29,29 @@ class RequestStats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._buckets: dict[tuple[str, str], list[int]] = {}
-        self._sums: dict[tuple[str, str], float] = {}
+        self._rows: dict[tuple[str, str], _Row] = {}
 
     def add(self, method: str, status: str, seconds: float) -> None:
-        key = (method, status)
+        at = bisect.bisect_left(BUCKETS_S, seconds)
         with self._lock:
-            self._counts[key] += 1
-            self._sums[key] = self._sums.get(key, 0.0) + seconds
-            buckets = self._buckets.setdefault(key, [0] * (len(BUCKETS_S) + 1))
-            buckets[bisect.bisect_left(BUCKETS_S, seconds)] += 1
+            row = self._rows.get((method, status)) or self._rows.setdefault((method, status), _Row())
+            row.seconds += seconds
+            row.buckets[at] += 1
 
     def to_json(self) -> list[dict[str, Any]]:
         with self._lock:
             return [
-                {"method": m, "code": c, "count": n, "sum": self._sums[m, c], "buckets": list(self._buckets[m, c])}
-                for (m, c), n in sorted(self._counts.items())
+                {"method": m, "code": c, "count": sum(r.buckets), "sum": r.seconds, "buckets": list(r.buckets)}
+                for (m, c), r in sorted(self._rows.items())
             ]
+
+
+class _Row:
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.buckets = [0] * (len(BUCKETS_S) + 1)
 
 
 class Watched:
@@ -81,7 +86,7 @@ class Watched:
 
     def _measured(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.monotonic()
-        call_id = environ.get("HTTP_X_CALL_ID") or str(uuid.uuid4())
+        call_id = environ.get("HTTP_X_CALL_ID") or os.urandom(16).hex()
         environ["HTTP_X_CALL_ID"] = call_id
         status_code = "500"
 
@@ -89,10 +94,14 @@ class Watched:
             nonlocal status_code
             status_code = status[:3]
             self._on_answering(environ.get("gunicorn.socket"))
-            names = {name.lower(): value for name, value in headers}
-            if CALL_ID_HEADER.lower() not in names:
+            streams = has_call_id = False
+            for name, value in headers:
+                lower = name.lower()
+                streams = streams or (lower == "content-type" and value.startswith(_STREAMING_TYPES))
+                has_call_id = has_call_id or lower == _CALL_ID_LOWER
+            if not has_call_id:
                 headers.append((CALL_ID_HEADER, call_id))
-            if not names.get("content-type", "").startswith(_STREAMING_TYPES):
+            if not streams:
                 headers.append((DURATION_HEADER, f"{time.monotonic() - started:.6f}"))
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 

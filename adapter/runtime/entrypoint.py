@@ -35,6 +35,7 @@ from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
 from adapter.runtime.ladder import PROCESS, Step, Wanted, plan
 from adapter.runtime.orders import Birth, Orders, Status, error_of
+from adapter.runtime.port import events_fd, say
 from adapter.runtime.start import Start
 from adapter.snapshot.process import error_lines
 from adapter.spec import read_handler_shape
@@ -62,8 +63,11 @@ class State(Enum):
 class Entrypoint:
     """One replica. `run` returns the exit code, 0, after a drain; a handler that fails is a state, not an exit."""
 
-    def __init__(self, settings: ReplicaSettings, environ: dict[str, str], began_ns: int) -> None:
+    def __init__(
+        self, settings: ReplicaSettings, environ: dict[str, str], began_ns: int, listener: socket.socket
+    ) -> None:
         self._settings = settings
+        self._listener = listener
         self._environ = environ
         self._began_ns = began_ns
         self._selector = selectors.DefaultSelector()
@@ -83,7 +87,7 @@ class Entrypoint:
         self._snapshotter = 0
         self._snapshotter_output = -1
         self._snapshot_tried = False
-        self._events_fd = settings.events_fd if settings.events_fd >= 0 else 1
+        self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
         self._wanted: Wanted | None = None
@@ -95,7 +99,7 @@ class Entrypoint:
             if descriptor > 2:
                 os.set_inheritable(descriptor, False)  # ours alone: user code must not hold the port
         self._front = Front(
-            self._listen(),
+            self._listener,
             self._selector,
             self._settings.held,
             probe=self._probe,
@@ -103,7 +107,6 @@ class Entrypoint:
             on_held=self._on_held,
         )
         self._front.accept_here(True)
-        self._say(EventName.LISTENING, port=self._front.listener.getsockname()[1])
         self._watch_signals()
         self._watch_commands()
         self._listen_for_models()
@@ -128,19 +131,9 @@ class Entrypoint:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), call))
 
     def _say(self, name: EventName, **fields: Any) -> None:
-        line = Event(name, time.time_ns(), fields).to_line()
-        with suppress(OSError):  # whoever listened is gone: that is found on the commands, not here
-            os.write(self._events_fd, line)
+        say(self._events_fd, Event(name, time.time_ns(), fields))
 
     # Sockets and signals ------------------------------------------------------------------------
-
-    def _listen(self) -> socket.socket:
-        if self._settings.listen_fd >= 0:
-            return socket.socket(fileno=self._settings.listen_fd)
-        listener = socket.create_server(("0.0.0.0", self._settings.port), backlog=1024)  # noqa: S104
-        # Inherited by connections: without it, small answers on kept ones wait for the client's delayed ACK.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
 
     def _watch_signals(self) -> None:
         wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

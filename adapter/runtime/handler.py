@@ -22,24 +22,28 @@ from adapter.spec import HandlerShape, read_handler_shape
 
 if TYPE_CHECKING:
     from flask import Flask, Request
+    from werkzeug.datastructures import MultiDict
 
 _PACKAGE = "function"
 """Handlers are imported as ``function.handler``, as OpenFaaS's templates do."""
-
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 class Event:
     """One request, with the attributes that OpenFaaS's ``python3-http`` template gives."""
 
-    __slots__ = ("body", "headers", "method", "path", "query")
+    __slots__ = ("_request", "body", "headers", "method", "path")
 
     def __init__(self, request: Request) -> None:
+        self._request = request
         self.body: bytes = request.get_data()
         self.headers = request.headers
         self.method: str = request.method
-        self.query = request.args
         self.path: str = request.path
+
+    @property
+    def query(self) -> MultiDict[str, str]:
+        """The query's values, parsed when they are asked for."""
+        return self._request.args
 
 
 class Context:
@@ -119,24 +123,26 @@ def import_handler(folder: Path) -> Handler:
 
 
 def make_app(handler: Handler, body_limit_bytes: int) -> Flask:
-    """The Flask app that serves `handler` on every path and method."""
+    """The Flask app that serves `handler` on every path and method.
+
+    It has one view and so no routing: what Flask would look up for each request is known.
+    """
     from flask import Flask, request
 
-    app = Flask(_PACKAGE, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = body_limit_bytes
-    app.config["MAX_FORM_MEMORY_SIZE"] = body_limit_bytes
     handle = handler.module.handle
     context = handler.context
+    with_event = handler.shape.handle_arguments == 2
 
-    def with_event(**_: str) -> Any:
-        return as_response(handle(Event(request), context))
+    class FunctionApp(Flask):
+        def create_url_adapter(self, request: Request | None) -> None:
+            return None
 
-    def with_request(**_: str) -> Any:
-        return as_response(handle(request))
+        def dispatch_request(self, *_: Any) -> Any:
+            return as_response(handle(Event(request), context) if with_event else handle(request))
 
-    view = with_event if handler.shape.handle_arguments == 2 else with_request
-    for rule in ("/", "/<path:path>"):
-        app.add_url_rule(rule, "handle", view, methods=METHODS, provide_automatic_options=False)
+    app = FunctionApp(_PACKAGE, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = body_limit_bytes
+    app.config["MAX_FORM_MEMORY_SIZE"] = body_limit_bytes
     return app
 
 

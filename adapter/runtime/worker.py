@@ -22,7 +22,8 @@ from adapter.errors import Overloaded, Timeout
 from adapter.keys import LIVENESS_PATHS, READINESS_PATHS
 from adapter.runtime.front import answer, error_answer, request_path
 
-_TICK_S = 1.0
+_TICK_S = 0.1
+"""How exactly `exec_timeout` is kept, and how often the loop looks for requests past it while some run."""
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
@@ -74,6 +75,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self._on_stuck = on_stuck
         self._running: dict[TConn, float] = {}  # connections in the pool -> deadline, 0 for none
         self._channel_events: list[tuple[int, Callable[[], None]]] = []
+        self._look_again_at = 0.0
         self._overdue: set[TConn] = set()
         self.answering: set[socket.socket] = set()
         """Sockets on which an answer has begun: nothing of ours may be written between."""
@@ -205,6 +207,9 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
+        if now < self._look_again_at:
+            return
+        self._look_again_at = now + _TICK_S
         for conn, deadline in list(self._running.items()):
             if not deadline or now < deadline:
                 continue
@@ -226,11 +231,8 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        if self._exec_timeout_s:
-            soon = min((d for d in list(self._running.values()) if d), default=None)
-            if soon is not None:
-                timeout = max(0.0, min(timeout, soon - time.monotonic()))
-        super().wait_for_and_dispatch_events(min(timeout, _TICK_S))
+        watching = self._exec_timeout_s and self._running
+        super().wait_for_and_dispatch_events(min(timeout, _TICK_S) if watching else timeout)
 
 
 def _has_data(connection: socket.socket) -> bool:
