@@ -59,7 +59,10 @@ libraries="\$here/usr/lib/$(uname -m)-linux-gnu"
 loader=$(cd "$folder.new" && find . -name 'ld-linux*.so.*' | head -n 1 | cut -c3-)
 cat >"$folder.new/criu" <<WRAPPER
 #!/bin/sh
-here=\$(dirname "\$(readlink -f "\$0")")
+# Run at each restore: no process is started for what the shell can do. By a link is the rare case.
+here=\$0
+[ ! -L "\$here" ] || here=\$(readlink -f "\$here")
+here=\${here%/*}
 exec "\$here/$loader" --library-path "$libraries" "\$here/usr/sbin/criu" "\$@"
 WRAPPER
 chmod 755 "$folder.new/criu"

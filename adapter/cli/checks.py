@@ -133,8 +133,7 @@ def check_restore() -> Finding:
         criu = find_criu()
     except SnapshotError as error:
         return warning("restore", f"{error.why} Functions start without process snapshots.", error.hint)
-    rights = ", with CAP_CHECKPOINT_RESTORE" if criu.unprivileged else ""
-    return ok("restore", f"CRIU {criu.version} works on this kernel{rights} ({criu.path})")
+    return ok("restore", f"CRIU {criu.version} works on this kernel ({criu.path})")
 
 
 def check_secrets_path() -> Finding:

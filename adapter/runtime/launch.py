@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adapter.replica import base_environment, shim_path
 from adapter.runtime.orders import BIRTH_VARIABLE, Birth
-from adapter.snapshot.process import open_memory, restore_command
+from adapter.snapshot.process import open_memory, restore_command, restore_environment
 from adapter.snapshot.store import Snapshot
 
 _FIRST_INHERITED = 20
@@ -96,7 +96,8 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
         snapshot.facts["criu"], images, pipes, range(first, first + 4), first + 4 if memory >= 0 else -1, log=log
     )
     try:
-        pid = _spawn(command, base_environment(environ), {0: orders_r, 1: 1, 2: 2, **inherited})
+        environment = restore_environment(base_environment(environ), images)
+        pid = _spawn(command, environment, {0: orders_r, 1: 1, 2: 2, **inherited})
     except OSError:
         os.close(orders_w)
         os.close(status_r)

@@ -24,14 +24,14 @@ from adapter.runtime.examples import Example, load_examples
 from adapter.runtime.handler import Handler, import_handler, make_app, user_code
 from adapter.runtime.orders import BIRTH_VARIABLE, Birth, Orders, Status, phase, report, report_error
 from adapter.runtime.reseed import reseed
-from adapter.runtime.worker import ModelWorker
+from adapter.runtime.worker import Gunicorn, ModelWorker
 
 
 def main() -> int:
     """Exit code 0 after a drain, 1 when the handler failed (said on the status descriptor)."""
     birth = Birth.from_variable(os.environ.pop(BIRTH_VARIABLE))
     try:
-        handler, app, examples = prepare(birth)
+        handler, app, examples, gunicorn = prepare(birth)
     except AdapterError as error:
         report_error(error)
         return 1
@@ -41,13 +41,13 @@ def main() -> int:
         return 0
     report(Status.WOKE)
     try:
-        return serve(orders, handler, app, examples)
+        return serve(orders, handler, app, gunicorn, examples)
     except AdapterError as error:
         report_error(error)
         return 1
 
 
-def prepare(birth: Birth) -> tuple[Handler, Any, list[Example]]:
+def prepare(birth: Birth) -> tuple[Handler, Any, list[Example], Gunicorn]:
     """Everything before the snapshot point. Raises `HandlerError`, `SnapshotError`."""
     folder = Path(birth.folder)
     with phase(PhaseName.IMPORT):
@@ -56,6 +56,7 @@ def prepare(birth: Birth) -> tuple[Handler, Any, list[Example]]:
         handler.context.model = _make_model(handler, birth)
     with phase(PhaseName.WARMUP):  # the app, with Flask's import, included
         app = make_app(handler, birth.body_limit_bytes)
+        gunicorn = Gunicorn()
         examples = load_examples(folder)
         _warm_up(app, examples, strict=birth.for_snapshot)
     if birth.save_weights:
@@ -64,9 +65,10 @@ def prepare(birth: Birth) -> tuple[Handler, Any, list[Example]]:
         weights.save(handler.context.model, Path(birth.save_weights))
     if birth.for_snapshot:
         handler.call_hook("before_snapshot")
+        reseed()  # its first time imports and looks up what later times need not
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not touch (and unshare) its pages
-    return handler, app, examples
+    return handler, app, examples, gunicorn
 
 
 def _make_model(handler: Handler, birth: Birth) -> Any:
@@ -106,7 +108,7 @@ def ask(app: Any, example: Example) -> str:
         return example.check(response.status_code, dict(response.headers), response.get_data())
 
 
-def serve(orders: Orders, handler: Handler, app: Any, examples: list[Example]) -> int:
+def serve(orders: Orders, handler: Handler, app: Any, gunicorn: Gunicorn, examples: list[Example]) -> int:
     """Everything after the snapshot point; returns when drained."""
     os.environ.update(orders.environment)
     handler.context.hostname = orders.hostname
@@ -115,7 +117,7 @@ def serve(orders: Orders, handler: Handler, app: Any, examples: list[Example]) -
         reseed()
         handler.call_hook("after_restore")
     channel = Channel.connect(orders.channel)
-    return Session(channel, orders, app, examples if orders.restored else []).run()
+    return Session(channel, orders, app, gunicorn, examples if orders.restored else []).run()
 
 
 class Session:
@@ -125,7 +127,7 @@ class Session:
     thread of the worker, so that no more than `in_flight` calls of the handler ever run.
     """
 
-    def __init__(self, channel: Channel, orders: Orders, app: Any, to_check: list[Example]) -> None:
+    def __init__(self, channel: Channel, orders: Orders, app: Any, gunicorn: Gunicorn, to_check: list[Example]) -> None:
         self._channel = channel
         self._app = app
         self._to_check = to_check
@@ -138,6 +140,7 @@ class Session:
             on_answered=self._on_answered,
         )
         self._worker = ModelWorker(
+            gunicorn,
             self._watched,
             threads=orders.in_flight,
             queue=orders.queue,

@@ -26,30 +26,43 @@ _TICK_S = 0.1
 """How exactly `exec_timeout` is kept, and how often the loop looks for requests past it while some run."""
 
 
-class _Application(BaseApplication):  # type: ignore[misc]
-    """gunicorn's way to be given an app and settings from code."""
+class _Log(Logger):  # type: ignore[misc]
+    def close_on_exec(self) -> None:
+        """Nothing: it would touch every logger of the process (torch has hundreds), and none of ours is a file."""
 
-    def __init__(self, wsgi: Callable[..., Any], settings: dict[str, Any]) -> None:
-        self._wsgi_app = wsgi
-        self._settings = settings
+
+class Gunicorn(BaseApplication):  # type: ignore[misc]
+    """gunicorn's settings and log. Making them takes milliseconds: before the snapshot point they cost no wake."""
+
+    def __init__(self) -> None:
         super().__init__()
+        self.log = _Log(self.cfg)
+        self.wsgi_app: Callable[..., Any] | None = None
 
     def load_config(self) -> None:
-        for name, value in self._settings.items():
+        settings = {
+            "worker_connections": 100_000,  # bounded by `queue`, not by connections
+            "keepalive": 75,
+            "loglevel": "error",
+            "accesslog": None,
+            "worker_tmp_dir": "/dev/shm",  # noqa: S108  # memory, where gunicorn wants its heartbeat file
+        }
+        for name, value in settings.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Callable[..., Any]:
-        return self._wsgi_app
-
     def wsgi(self) -> Callable[..., Any]:
-        return self._wsgi_app
+        assert self.wsgi_app is not None
+        return self.wsgi_app
+
+    load = wsgi
 
 
 class ModelWorker(ThreadWorker):  # type: ignore[misc]
-    """Serves one WSGI app from threads. `run_with` takes its first sockets and blocks until it is drained."""
+    """Serves one WSGI app from threads. `init_process` blocks until it is drained."""
 
     def __init__(
         self,
+        gunicorn: Gunicorn,
         wsgi: Callable[..., Any],
         *,
         threads: int,
@@ -58,17 +71,10 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         drain_timeout_s: float,
         on_stuck: Callable[[], None],
     ) -> None:
-        settings = {
-            "threads": threads,
-            "worker_connections": 100_000,  # bounded by `queue`, not by connections
-            "keepalive": 75,
-            "graceful_timeout": int(drain_timeout_s) + 1,
-            "loglevel": "error",
-            "accesslog": None,
-            "worker_tmp_dir": "/dev/shm",  # noqa: S108  # memory, where gunicorn wants its heartbeat file
-        }
-        app = _Application(wsgi, settings)
-        super().__init__(0, 0, [], app, 0, app.cfg, Logger(app.cfg))
+        gunicorn.wsgi_app = wsgi
+        gunicorn.cfg.set("threads", threads)
+        gunicorn.cfg.set("graceful_timeout", int(drain_timeout_s) + 1)
+        super().__init__(0, 0, [], gunicorn, 0, gunicorn.cfg, gunicorn.log)
         self._threads = threads
         self._queue = queue
         self._exec_timeout_s = exec_timeout_s

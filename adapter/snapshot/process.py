@@ -11,7 +11,9 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,21 @@ from adapter.snapshot.image import MEMORY_FILE, MEMORY_NAME
 PIPE_DESCRIPTORS = 4
 """Descriptors 0 to 3 of a dumped process are pipes that its next parent supplies."""
 
+_RIGHTS = ("--unprivileged",)
+"""As root too: CAP_CHECKPOINT_RESTORE is all that is ever needed, so that is what is used everywhere."""
+
+_KERNEL_FACTS = "criu.kdat"
+_RUNTIME_DIR = "XDG_RUNTIME_DIR"
+"""Where CRIU looks for the file above: what it found out about the kernel, which takes it 25 ms.
+
+It keeps the file on a tmpfs only, of which a container gets a fresh one each time. A snapshot fits one kernel
+and so may carry it.
+"""
+
+_MEMORY_DIR = "/dev/shm"  # noqa: S108  # a tmpfs everywhere
+
 _CHECK_TIMEOUT_S = 20.0
 _DUMP_TIMEOUT_S = 120.0
-_CAP_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +47,9 @@ class Criu:
 
     path: str
     version: str
-    unprivileged: bool
-    """It has CAP_CHECKPOINT_RESTORE only, and is told so."""
 
     def command(self, verb: str, images: Path, *options: str) -> list[str]:
-        rights = ["--unprivileged"] if self.unprivileged else []
-        return [self.path, verb, "--images-dir", str(images), "--shell-job", "-v1", *rights, *options]
+        return [self.path, verb, "--images-dir", str(images), "--shell-job", "-v1", *_RIGHTS, *options]
 
 
 def candidates(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -56,17 +67,15 @@ def find_criu(environ: Mapping[str, str] = os.environ) -> Criu:
 
     Raises `SnapshotError` naming each that was tried and what it said.
     """
-    unprivileged = not _has_sys_admin()
     tried = []
     for path in candidates(environ):
-        options = ["--unprivileged"] if unprivileged else []
-        said = _run([path, "check", *options], _CHECK_TIMEOUT_S)
+        said = _run([path, "check", *_RIGHTS], _CHECK_TIMEOUT_S)
         if said is None or said.returncode != 0:
             tried.append(f"{path}: {_last_line(said.stderr) if said else 'does not run'}")
             continue
         version = _run([path, "--version"], _CHECK_TIMEOUT_S)
         words = version.stdout.split() if version else []
-        return Criu(path, words[1] if len(words) > 1 else "unknown", unprivileged)
+        return Criu(path, words[1] if len(words) > 1 else "unknown")
     raise SnapshotError(
         "No working CRIU here: functions start without process snapshots.",
         why="; ".join(tried) if tried else "None is installed.",
@@ -75,10 +84,18 @@ def find_criu(environ: Mapping[str, str] = os.environ) -> Criu:
     )
 
 
-def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str] | None:
+def _run(
+    command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str] | None:
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -87,14 +104,6 @@ def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProces
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
-
-
-def _has_sys_admin() -> bool:
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
 
 
 def dump(criu: Criu, pid: int, images: Path) -> list[str]:
@@ -110,7 +119,11 @@ def dump(criu: Criu, pid: int, images: Path) -> list[str]:
             raise SnapshotError(f"Descriptor {descriptor} of the process is {target}, not a pipe.", code="not-dumpable")
         pipes.append(target)
     log = images / "dump.log"
-    done = _run(criu.command("dump", images, "--tree", str(pid), "--log-file", log.name), _DUMP_TIMEOUT_S)
+    command = criu.command("dump", images, "--tree", str(pid), "--log-file", log.name)
+    with tempfile.TemporaryDirectory(prefix="gpufn-", dir=_MEMORY_DIR if os.path.isdir(_MEMORY_DIR) else None) as found:
+        done = _run(command, _DUMP_TIMEOUT_S, {**os.environ, _RUNTIME_DIR: found})
+        with suppress(FileNotFoundError):  # none where that folder is no tmpfs: each restore finds out anew
+            shutil.copyfile(Path(found) / _KERNEL_FACTS, images / _KERNEL_FACTS)
     if done is None:
         raise SnapshotError(f"CRIU did not finish its dump in {_DUMP_TIMEOUT_S:.0f} s.", code="dump-timeout")
     if done.returncode != 0:
@@ -131,7 +144,7 @@ def restore_command(
     `descriptors` are the caller's pipe ends that take the places of `pipes`; `memory` is an open
     descriptor of the memory file, or -1 where the image has none. The command must inherit them all.
     """
-    criu = Criu(criu_path, "", not _has_sys_admin())
+    criu = Criu(criu_path, "")
     options = ("--restore-detached", "--work-dir", str(log.parent), "--log-file", log.name)
     command = criu.command("restore", images, *options)
     for name, descriptor in zip(pipes, descriptors, strict=True):
@@ -139,6 +152,11 @@ def restore_command(
     if memory >= 0:
         command += ["--inherit-fd", f"fd[{memory}]:{MEMORY_NAME}"]
     return command
+
+
+def restore_environment(environ: Mapping[str, str], images: Path) -> dict[str, str]:
+    """The variables of CRIU itself; the restored process has those it was dumped with."""
+    return {**environ, _RUNTIME_DIR: str(images)}
 
 
 def open_memory(images: Path) -> int:
