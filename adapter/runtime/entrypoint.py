@@ -11,17 +11,13 @@ connections that were accepted before it was there (see `front`, `channel`).
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -31,9 +27,11 @@ from adapter.errors import AdapterError, HandlerError, SnapshotError, Timeout, U
 from adapter.records import Event, EventName, PhaseName, Rung
 from adapter.replica import Command, ReplicaSettings, user_environment
 from adapter.runtime import launch, metrics
+from adapter.runtime.background import NO_NEWS, Background
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
 from adapter.runtime.ladder import PROCESS, Step, Wanted, plan
+from adapter.runtime.loop import Loop
 from adapter.runtime.orders import Birth, Orders, Status, error_of
 from adapter.runtime.port import events_fd, say
 from adapter.runtime.start import Start
@@ -70,9 +68,7 @@ class Entrypoint:
         self._listener = listener
         self._environ = environ
         self._began_ns = began_ns
-        self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_ids = itertools.count()
+        self._loop = Loop()
         self._state = State.STARTING
         self._start: Start | None = None
         self._launched: launch.Launched | None = None
@@ -84,9 +80,7 @@ class Entrypoint:
         self._failures = 0
         self._retry_at = 0.0
         self._failure: AdapterError | None = None
-        self._snapshotter = 0
-        self._snapshotter_output = -1
-        self._snapshot_tried = False
+        self._snapshotter = Background()
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
@@ -100,55 +94,33 @@ class Entrypoint:
                 os.set_inheritable(descriptor, False)  # ours alone: user code must not hold the port
         self._front = Front(
             self._listener,
-            self._selector,
+            self._loop.selector,
             self._settings.held,
             probe=self._probe,
             refuse=self._refuse,
             on_held=self._on_held,
         )
         self._front.accept_here(True)
-        self._watch_signals()
+        self._loop.watch_signals((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD), self._on_signals)
         self._watch_commands()
         self._listen_for_models()
         self._listen_for_scrapes()
         self._begin_start(self._began_ns)
         while self._state is not State.GONE:
-            self._turn()
+            self._loop.turn()
         self._say(EventName.STOPPED)
         return 0
-
-    def _turn(self) -> None:
-        timeout = None
-        if self._timers:
-            timeout = max(0.0, self._timers[0][0] - time.monotonic())
-        for key, _ in self._selector.select(timeout):
-            if key.fd in self._selector.get_map():  # an earlier callback of this turn may have closed it
-                key.data()
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
-
-    def _after(self, seconds: float, call: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), call))
 
     def _say(self, name: EventName, **fields: Any) -> None:
         say(self._events_fd, Event(name, time.time_ns(), fields))
 
     # Sockets and signals ------------------------------------------------------------------------
 
-    def _watch_signals(self) -> None:
-        wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
-
-        def woken() -> None:
-            numbers = set(os.read(wake_r, 512))
-            if signal.SIGCHLD in numbers:
-                self._reap()
-            if numbers & {signal.SIGTERM, signal.SIGINT}:
-                self._begin_drain()
-
-        self._selector.register(wake_r, selectors.EVENT_READ, woken)
+    def _on_signals(self, numbers: set[int]) -> None:
+        if signal.SIGCHLD in numbers:
+            self._reap()
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
+            self._begin_drain()
 
     def _watch_commands(self) -> None:
         descriptor = self._settings.commands_fd
@@ -158,13 +130,13 @@ class Entrypoint:
         def heard() -> None:
             words = os.read(descriptor, 4096)
             if not words:
-                self._selector.unregister(descriptor)
+                self._loop.forget(descriptor)
             if not words or Command.STOP in words:
                 self._begin_drain()
             elif Command.PARK in words:
                 self._begin_park()
 
-        self._selector.register(descriptor, selectors.EVENT_READ, heard)
+        self._loop.watch(descriptor, heard)
 
     def _listen_for_models(self) -> None:
         path = str(self._runtime_dir / "c")
@@ -172,7 +144,7 @@ class Entrypoint:
             path = tempfile.mkdtemp(prefix="gpufn-") + "/c"
         self._channel_path = path
         listener = listen(path)
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self._meet_model(listener))
+        self._loop.watch(listener.fileno(), lambda: self._meet_model(listener))
 
     def _listen_for_scrapes(self) -> None:
         if not self._settings.metrics_port:
@@ -182,7 +154,7 @@ class Entrypoint:
         except OSError as error:
             print(f"gpufn: no metrics on port {self._settings.metrics_port}: {error}", file=sys.stderr)
             return
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self._metrics.scrape(listener, self._ask_stats))
+        self._loop.watch(listener.fileno(), lambda: self._metrics.scrape(listener, self._ask_stats))
 
     def _ask_stats(self) -> bool:
         return self._channel is not None and self._state is State.SERVING and self._channel.send({"op": "stats"})
@@ -243,9 +215,9 @@ class Entrypoint:
             return self._rung_failed(_as_handler_error(error))
         start.launched()
         self._status_buffer = b""
-        self._selector.register(self._launched.status_fd, selectors.EVENT_READ, self._read_status)
+        self._loop.watch(self._launched.status_fd, self._read_status)
         limit_s = _RESTORE_LIMIT_S if step.rung is Rung.RESTORE else self._settings.start_timeout_s
-        self._after(limit_s, lambda: self._start_took_too_long(start, step, limit_s))
+        self._loop.after(limit_s, lambda: self._start_took_too_long(start, step, limit_s))
         return None
 
     def _launch(self, step: Step) -> launch.Launched:
@@ -291,7 +263,7 @@ class Entrypoint:
         assert self._launched is not None
         data = os.read(self._launched.status_fd, 65536)
         if not data:
-            self._selector.unregister(self._launched.status_fd)
+            self._loop.forget(self._launched.status_fd)
         if self._start is None:
             return
         *lines, self._status_buffer = (self._status_buffer + data).split(b"\n")
@@ -310,7 +282,7 @@ class Entrypoint:
             return
         channel = Channel(connection)
         self._channel = channel
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, lambda: self._hear(channel))
+        self._loop.watch(channel.fileno(), lambda: self._hear(channel))
 
     def _start_took_too_long(self, start: Start, step: Step, limit_s: float) -> None:
         if self._start is start and start.step is step and self._state is State.STARTING:
@@ -357,7 +329,7 @@ class Entrypoint:
         message, descriptors = channel.receive()
         op = message.get("op")
         if op is None:
-            self._selector.unregister(channel.fileno())
+            self._loop.forget(channel.fileno())
             return
         if op == "hello":
             self._hand_over(listener=True)
@@ -459,41 +431,24 @@ class Entrypoint:
         self._hand_over(listener=True)
         start, step = self._start, self._start.step
         assert step is not None
-        self._after(_RESTORE_LIMIT_S, lambda: self._start_took_too_long(start, step, _RESTORE_LIMIT_S))
+        self._loop.after(_RESTORE_LIMIT_S, lambda: self._start_took_too_long(start, step, _RESTORE_LIMIT_S))
 
     # Snapshots ----------------------------------------------------------------------------------
 
     def _take_snapshots(self, rung: Rung) -> None:
         """In the background, once a life, where a faster start next time can be had."""
         wanted = self._wanted
-        if wanted is None or self._snapshot_tried or self._snapshotter or self._state is not State.SERVING:
+        if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
         if rung is Rung.RESTORE or not (wanted.takes_process_snapshots or wanted.takes_weight_snapshots):
             return
-        self._snapshot_tried = True
-        output_r, output_w = os.pipe()
-        environment = {**self._environ, "PYTHONPATH": launch.python_path(self._environ)}
-        self._snapshotter = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "adapter.runtime.snapshotter"],
-            environment,
-            file_actions=[(os.POSIX_SPAWN_DUP2, output_w, 1)],
-        )
-        os.close(output_w)
-        self._snapshotter_output = output_r
-        self._say(EventName.SNAPSHOT, state="building", reason="", key="", bytes=0, seconds=0)
+        self._snapshotter.start(self._environ)
+        self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
 
     def _snapshotter_ended(self) -> None:
-        self._snapshotter = 0
-        with os.fdopen(self._snapshotter_output, "rb") as output:
-            said = output.read()
-        try:
-            result = json.loads(said.splitlines()[-1])
-        except (ValueError, IndexError):
-            result = {"state": "failed", "code": "snapshotter-died", "reason": "It ended without a word."}
-        self._metrics.count_snapshot(str(result["state"]))
-        defaults = {"reason": "", "key": "", "bytes": 0, "seconds": 0}
-        self._say(EventName.SNAPSHOT, **{**defaults, **result})
+        news = self._snapshotter.ended()
+        self._metrics.count_snapshot(str(news["state"]))
+        self._say(EventName.SNAPSHOT, **news)
 
     # The model process's end --------------------------------------------------------------------
 
@@ -505,7 +460,7 @@ class Entrypoint:
                 return
             if pid == 0:
                 return
-            if pid == self._snapshotter:
+            if pid == self._snapshotter.pid:
                 self._snapshotter_ended()
             elif self._launched is not None and self._launched.criu and pid == self._launched.pid:
                 if status != 0 and self._state is State.STARTING and self._channel is None:
@@ -565,15 +520,13 @@ class Entrypoint:
     def _drop_model(self) -> None:
         """Nothing of the current model process is left: its pipes, its channel, itself."""
         if self._launched is not None:
-            with suppress(KeyError, ValueError):
-                self._selector.unregister(self._launched.status_fd)
+            self._loop.forget(self._launched.status_fd)
             if self._launched.criu:
                 _kill(self._launched.pid)
             self._launched.close()
             self._launched = None
         if self._channel is not None:
-            with suppress(KeyError, ValueError):
-                self._selector.unregister(self._channel.fileno())
+            self._loop.forget(self._channel.fileno())
             self._channel.close()
             self._channel = None
         if self._model_pid:
@@ -591,13 +544,12 @@ class Entrypoint:
         if self._draining_wanted:
             return
         self._draining_wanted = True
-        if self._snapshotter:
-            _kill(self._snapshotter)
+        self._snapshotter.kill()
         grace_s = self._settings.healthcheck_interval_s + self._settings.write_timeout_s
-        self._after(grace_s, self._drained)
+        self._loop.after(grace_s, self._drained)
         if self._state is State.STARTING and self._front.held:
             return  # those were promised an answer: they get it, then the drain goes on
-        self._after(self._settings.healthcheck_interval_s, self._drain_model)
+        self._loop.after(self._settings.healthcheck_interval_s, self._drain_model)
 
     def _drain_model(self) -> None:
         was, self._state = self._state, State.DRAINING

@@ -158,7 +158,7 @@ def as_response(result: Any) -> Any:
         return _body(result.get("body")), result.get("statusCode", 200), _headers(result.get("headers"))
     if isinstance(result, Iterator):
         return _stream(result)
-    return result
+    return bytes(result) if isinstance(result, (bytearray, memoryview)) else result
 
 
 def _body(body: Any) -> Any:
@@ -170,6 +170,8 @@ def _body(body: Any) -> Any:
         return jsonify(body)
     if isinstance(body, Iterator):
         return _stream(body)
+    if isinstance(body, (bytearray, memoryview)):
+        return bytes(body)
     return body if isinstance(body, (str, bytes)) else str(body)
 
 

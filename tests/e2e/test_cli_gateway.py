@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from adapter.cli.main import run
 from adapter.openfaas.auth import ensure_credentials
+from benchmarks.session import gpufn
 from tests.contract.openfaas.scenario import fake_host
 from tests.fakes.replicas import serving
 
@@ -185,20 +187,18 @@ def test_logs(gateway, capsys):
     assert run(["logs", "absent"]) == 4
 
 
-def test_a_followed_log_goes_on_until_the_gateway_ends(gateway, capsys):
+def test_a_followed_log_goes_on_until_the_gateway_ends(gateway):
     gateway.do(gateway.up.deploy("echo"))
     path = gateway.up.host.log_path(gateway.up.gateway.fleet("echo.openfaas-fn").deployment)
-    codes = []
-    follower = threading.Thread(target=lambda: codes.append(run(["logs", "echo", "-f", "-o", "json"])))
-    follower.start()
-    with path.open("a") as file:
-        file.write('{"timestamp": "2026-01-02T03:04:07+00:00", "instance": "echo-1", "text": "more"}\n')
-    out = ""
-    while "more" not in out:
-        out += capsys.readouterr().out
-    gateway.do(asyncio.wait_for(_stop(gateway.up), 30))
-    follower.join(30)
-    assert codes == [0]
+    command = [*gpufn(), "logs", "echo", "-f", "-o", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert [json.loads(follower.stdout.readline())["text"] for _ in range(2)] == ["loading", "ready"]
+        with path.open("a") as file:
+            file.write('{"timestamp": "2026-01-02T03:04:07+00:00", "instance": "echo-1", "text": "more"}\n')
+        assert json.loads(follower.stdout.readline())["text"] == "more"
+        gateway.do(asyncio.wait_for(_stop(gateway.up), 30))
+        assert follower.wait(30) == 0
 
 
 async def _stop(up):

@@ -1,12 +1,11 @@
 """What a ledger promises, on every database it can live in.
 
-PostgreSQL runs where GPUFN_TEST_POSTGRES_URL names a database in which the tests may make schemas.
+PostgreSQL takes part where it is installed; see `conftest.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import uuid
@@ -24,26 +23,20 @@ from adapter.policy.pricing import PriceClass, PricePlan
 from adapter.policy.report import GROUPS, report
 from adapter.records import LeaseInterval, LeasePhase, Phase, PhaseName, Rung, SkippedRung, StartRecord
 
-POSTGRES = os.environ.get("GPUFN_TEST_POSTGRES_URL", "")
 
-
-@pytest.mark.skipif(not POSTGRES, reason="GPUFN_TEST_POSTGRES_URL is not set")
-def test_postgresql_takes_part():
-    """So that a run says once, not for each test, that it did not."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """An empty database."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
+    server = sa.make_url(request.getfixturevalue("postgres_url"))
     name = f"gpufn_test_{uuid.uuid4().hex}"
-    engine = sa.create_engine(sa.make_url(POSTGRES).set(drivername="postgresql+psycopg"))
+    engine = sa.create_engine(server.set(drivername="postgresql+psycopg"))
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     query = {"options": f"-csearch_path={name}"}
-    yield sa.make_url(POSTGRES).update_query_dict(query).render_as_string(hide_password=False)
+    yield server.update_query_dict(query).render_as_string(hide_password=False)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
     engine.dispose()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -190,6 +192,47 @@ def test_what_a_killed_builder_left_is_swept_and_never_seen(store):
     assert list(store.folder("t", "fn.ns").glob(".draft-*"))
     publish(store)
     assert list(store.folder("t", "fn.ns").glob(".draft-*")) == []
+
+
+PUBLISHER = """
+import os, signal, sys
+from pathlib import Path
+from adapter.snapshot import store as module
+store, steps = module.Store(Path(sys.argv[1])), int(sys.argv[2])
+
+def step(event, arguments):
+    global steps
+    if event == "open" or event.startswith(("os.", "shutil.")):
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
+with store.building("t", "fn.ns", {"code": "a", "kernel": "6"}, "process") as draft:
+    (draft.path / "images").mkdir(mode=0o700)
+    (draft.path / "images" / "pages-1.img").write_bytes(b"new" * 1000)
+    draft.publish({"pid": 5000})
+"""
+
+
+@pytest.mark.parametrize("replaces", [False, True], ids=["the first", "a later"])
+def test_a_publisher_that_is_killed_at_any_step_leaves_the_old_the_new_or_none(store, replaces):
+    """Every file operation of `building` and `publish` is a step; a thousand would be an endless loop."""
+    for steps in range(1, 1000):
+        if replaces:
+            publish(store, data=b"old" * 1000)
+        command = [sys.executable, "-c", PUBLISHER, str(store.root), str(steps)]
+        code = subprocess.run(command, check=False).returncode
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        with suppress(NotFound):  # never `SnapshotCorrupt`: what can be found is whole
+            assert find(store).files["images/pages-1.img"]["size"] == 3000
+        publish(store, data=b"next" * 1000)  # the lock died with its holder
+        assert find(store).files["images/pages-1.img"]["size"] == 4000
+        assert list(store.folder("t", "fn.ns").glob(".draft-*")) == []
+        shutil.rmtree(store.root)
+    assert steps > 20
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
