@@ -138,7 +138,7 @@ class ProcessHost:
             python=str(python),
             runtime_dir=str(shell.home),
             snapshot_dir=str(self._snapshots),
-            secrets_dir=self._copy_secrets(deployment, folder, shell),
+            secrets_dir=self._copy_secrets(deployment, shell),
         )
         environment = environment_of(deployment, settings, self._shim)
         shell.give_orders(environment, listener)
@@ -146,13 +146,9 @@ class ProcessHost:
         port = listener.getsockname()[1]
         return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
 
-    def _copy_secrets(self, deployment: Deployment, folder: Path, shell: Shell) -> str:
-        """Copy the secrets for one replica; returns where its handler finds them.
-
-        At OpenFaaS's path only where no process snapshot is taken: a `load` that read them from there would
-        put them into the snapshot. Others are told the path when they run (`context.secret`).
-        """
-        shown = self._isolation.shows_secrets and not _takes_snapshots(deployment, folder)
+    def _copy_secrets(self, deployment: Deployment, shell: Shell) -> str:
+        """Copy the secrets for one replica; returns where its handler finds them: at OpenFaaS's path if possible."""
+        shown = self._isolation.shows_secrets
         target = shell.shown if shown else shell.home / "secrets"
         target.mkdir(mode=0o700, exist_ok=True)
         for name in deployment.secrets:

@@ -2,13 +2,14 @@
 
 It starts a second model process that has never seen a secret or a replica's environment, lets it warm
 up, and dumps it at its snapshot point. So the caller of a first request waits for nothing, and serving
-goes on. What dies half-way leaves a draft that the next builder sweeps.
+goes on. Secrets that lie where `load` could read them are covered first. What dies half-way leaves a draft that the next builder sweeps.
 
     python -m adapter.runtime.snapshotter      settings as the entrypoint's; result: one JSON line on stdout
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import selectors
@@ -34,6 +35,10 @@ from adapter.spec import read_handler_shape
 
 _LEAST_PROCESS_ID = 5000
 """Process ids below are given out in a fresh namespace before a restore needs its own."""
+
+# linux/sched.h, linux/mount.h
+_CLONE_NEWNS = 0x20000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
 
 
 class Snapshotter:
@@ -156,6 +161,28 @@ def _await_snapshot_point(model: Launched, outputs: tuple[int, int], timeout_s: 
                         raise error_of(line)
 
 
+def cover_secrets(folder: str) -> None:
+    """See an empty folder there from now on, we and what we start. Raises `SnapshotError` where that is refused.
+
+    Our mount namespace is a new one: the replica beside us, whose folder it is, sees no change.
+    """
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    read_only = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if (
+        libc.unshare(_CLONE_NEWNS)
+        or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+        or libc.mount(b"none", os.fsencode(folder), b"tmpfs", read_only, b"size=4k")
+    ):
+        raise SnapshotError(
+            "No process snapshot is taken where secrets are in sight.",
+            why=f"Those in {folder} cannot be covered: {os.strerror(ctypes.get_errno())}.",
+            hint="Allow CAP_SYS_ADMIN, or take the snapshot where the secrets are not: gpufn snapshot create",
+            code="secrets-in-sight",
+        )
+
+
 def _end(model: Launched) -> None:
     model.close()
     with suppress(ProcessLookupError):
@@ -168,6 +195,7 @@ def main() -> int:
     os.nice(5)  # serving goes first
     try:
         settings = ReplicaSettings.from_env(os.environ)
+        cover_secrets(settings.secrets_dir)
         result: dict[str, Any] = {"state": "published", **Snapshotter(settings, dict(os.environ)).run()}
     except AdapterError as error:
         state = "skipped" if error.code in {"snapshot-busy", "criu-missing"} else "failed"

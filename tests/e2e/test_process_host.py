@@ -190,28 +190,6 @@ def test_secrets_and_variables_reach_a_function_and_nothing_of_them_stays(tmp_pa
     assert list((tmp_path / "s" / "replicas").iterdir()) == []
 
 
-def test_secrets_are_not_shown_where_a_snapshot_could_keep_them(tmp_path, functions):
-    write_function(
-        functions,
-        "warm",
-        "import os\n"
-        "def load(device):\n"
-        f"    return os.path.exists('{SECRETS_PATH}/key')\n"
-        "def handle(event, context):\n"
-        "    return {'seen': context.model, 'told': context.secret('key')}\n",
-    )
-    secret = tmp_path / "s" / "secrets" / "openfaas-fn" / "key"
-    secret.parent.mkdir(parents=True)
-    secret.write_text("hunter2")
-
-    async def scenario():
-        async with running(tmp_path / "s", functions) as host:
-            replica = await started(host, Listener(), name="warm", secrets=("key",))
-            assert json.loads(await ask(replica)) == {"seen": False, "told": "hunter2"}
-
-    run(scenario())
-
-
 # What cannot be started ---------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from adapter.keys import SECRETS_PATH
 from adapter.records import EventName
 from tests.fakes.host import Listener, ask, deployment, running, write_function
 
@@ -51,12 +52,15 @@ def test_restored_replicas_answer_alike_and_share_no_random_stream(tmp_path, sta
     assert len(set(answers)) == 3
 
 
-def test_secrets_and_variables_arrive_after_the_restore_and_are_in_no_image(tmp_path, state_dir):
+def test_secrets_and_variables_are_there_for_requests_and_in_no_image(tmp_path, state_dir):
+    """Even of a `load` that reads what it can: the process that is kept sees no secret."""
     write_function(
         tmp_path / "functions", "fn",
-        "import os\ndef load(device):\n    return os.environ.get('TOKEN', 'unseen')\n"
+        "import glob, os\n"
+        f"def secrets():\n    return [open(p).read() for p in glob.glob('{SECRETS_PATH}/*')]\n"
+        "def load(device):\n    return [os.environ.get('TOKEN', 'unseen'), secrets()]\n"
         "def handle(event, context):\n"
-        "    return f\"{context.model} {os.environ['TOKEN']} {context.secret('key')}\"\n",
+        "    return {'load': context.model, 'handle': [os.environ['TOKEN'], secrets()], 'told': context.secret('key')}\n",
     )  # fmt: skip
     folder = state_dir / "secrets" / "openfaas-fn"
     folder.mkdir(parents=True, mode=0o700)
@@ -64,8 +68,13 @@ def test_secrets_and_variables_arrive_after_the_restore_and_are_in_no_image(tmp_
     answers, records = asyncio.run(
         lives(state_dir, tmp_path / "functions", 2, secrets=("key",), TOKEN="a-token-of-mine")
     )
-    assert answers == ["unseen a-token-of-mine correct-horse-battery"] * 2
+    plain, restored = map(json.loads, answers)
     assert records[1]["rung"] == "restore"
+    for answer in (plain, restored):
+        assert answer["told"] == "correct-horse-battery"
+        assert answer["handle"] == ["a-token-of-mine", ["correct-horse-battery"]]
+    assert plain["load"] == ["unseen", ["correct-horse-battery"]]
+    assert restored["load"] == ["unseen", []]
     files = images(state_dir)
     assert any(path.name.startswith("pages-") for path in files)
     for path in files:
