@@ -157,10 +157,18 @@ def _compact(data: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str:
-    """The revision measured, with a mark where the work tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The revision measured, with a mark where the work tree differs from it in more than results."""
+    revision = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", ":/", ":!results")
+    return f"{revision}-dirty" if revision and changed else revision or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git says; empty where it is not here or this is no clone."""
     try:
-        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git here
-        return "unknown"
-    return said.stdout.strip() or "unknown"
+        said = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return said.stdout.strip()
