@@ -133,14 +133,20 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _mapped_below(root: Path) -> set[Path]:
-    """Folders of snapshots (``root/tenant/function/name``) of which some process maps a file."""
-    top = os.path.realpath(root)
+    """Folders of snapshots (``root/tenant/function/name``) of which some process maps a file.
+
+    By inode and the path's end: a replica's mount namespace, or a chroot, may show another beginning.
+    """
+    files = {}
+    for path in root.glob("*/*/*-*/**/*"):
+        with suppress(OSError):  # it went meanwhile
+            files[str(os.lstat(path).st_ino)] = path.relative_to(root)
     mapped = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # ended meanwhile, or another user's
             for line in maps.read_text(errors="replace").splitlines():
                 fields = line.split(maxsplit=5)
-                if len(fields) == 6 and fields[5].startswith(f"{top}/"):
-                    parts = fields[5][len(top) + 1 :].split("/")
-                    mapped.add(root.joinpath(*parts[:3]))
+                file = files.get(fields[4])
+                if file is not None and len(fields) == 6 and fields[5].endswith(f"/{file}"):
+                    mapped.add(root.joinpath(*file.parts[:3]))
     return mapped

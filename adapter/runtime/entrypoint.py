@@ -77,6 +77,7 @@ class Entrypoint:
         self._channel: Channel | None = None
         self._parking = False
         self._draining_wanted = False
+        self._lingers = True
         self._failures = 0
         self._retry_at = 0.0
         self._failure: AdapterError | None = None
@@ -120,7 +121,7 @@ class Entrypoint:
         if signal.SIGCHLD in numbers:
             self._reap()
         if numbers & {signal.SIGTERM, signal.SIGINT}:
-            self._begin_drain()
+            self._begin_drain(linger=True)
 
     def _watch_commands(self) -> None:
         descriptor = self._settings.commands_fd
@@ -132,7 +133,7 @@ class Entrypoint:
             if not words:
                 self._loop.forget(descriptor)
             if not words or Command.STOP in words:
-                self._begin_drain()
+                self._begin_drain(linger=False)  # who says so sends no more requests
             elif Command.PARK in words:
                 self._begin_park()
 
@@ -540,10 +541,12 @@ class Entrypoint:
 
     # Draining -----------------------------------------------------------------------------------
 
-    def _begin_drain(self) -> None:
+    def _begin_drain(self, *, linger: bool) -> None:
+        """`linger`: clients may not know yet, so that a request may still come on a kept connection."""
         if self._draining_wanted:
             return
         self._draining_wanted = True
+        self._lingers = linger
         self._snapshotter.kill()
         grace_s = self._settings.healthcheck_interval_s + self._settings.write_timeout_s
         self._loop.after(grace_s, self._drained)
@@ -553,7 +556,11 @@ class Entrypoint:
 
     def _drain_model(self) -> None:
         was, self._state = self._state, State.DRAINING
-        if was is not State.SERVING or self._channel is None or not self._channel.send({"op": "drain"}):
+        if (
+            was is not State.SERVING
+            or self._channel is None
+            or not self._channel.send({"op": "drain", "linger": self._lingers})
+        ):
             self._drained()
 
     def _drained(self) -> None:

@@ -192,7 +192,7 @@ class Session:
         elif op == "stats":
             self._say("stats", requests=self._watched.stats.to_json(), in_flight=self._worker.in_flight)
         elif op == "drain":
-            self._worker.alive = False
+            self._worker.stop(linger=bool(message.get("linger")))
         elif op is None:  # the entrypoint is gone, and with it whoever could be answered
             os._exit(1)
 

@@ -86,6 +86,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self.answering: set[socket.socket] = set()
         """Sockets on which an answer has begun: nothing of ours may be written between."""
         self.paused = False
+        self._lingers = True
 
     # What an arbiter would do -------------------------------------------------------------------
 
@@ -95,6 +96,8 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """There is no arbiter to notify; the tick is used to end requests that take too long."""
         self._end_overdue()
+        if not self.alive:
+            self.murder_pending()
 
     def is_parent_alive(self) -> bool:
         return True  # the channel's end says so
@@ -146,6 +149,21 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
             self.nr_conns -= 1
         return [conn.sock for conn in idle]
+
+    def stop(self, *, linger: bool) -> None:
+        """Drain: finish what runs, then return from `init_process`.
+
+        `linger`: a request may still come on a kept connection (gunicorn waits two seconds for one). Without it
+        nobody sends more, so that silent connections are closed at once.
+        """
+        self._lingers = linger
+        self.alive = False
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        deadline = deadline if self._lingers else time.monotonic()
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
 
     @property
     def in_flight(self) -> int:
@@ -210,6 +228,8 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self._overdue.discard(conn)
         self.answering.discard(conn.sock)
         super().finish_request(conn, fs)
+        if not self.alive and not self._lingers:
+            self._cap_keepalive(time.monotonic())
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
