@@ -28,6 +28,7 @@ from adapter.records import Event, EventName, PhaseName, Rung
 from adapter.replica import Command, ReplicaSettings, user_environment
 from adapter.runtime import launch, metrics
 from adapter.runtime.background import NO_NEWS, Background
+from adapter.runtime.caches import Caches
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
 from adapter.runtime.ladder import PROCESS, Step, Wanted, plan
@@ -85,6 +86,7 @@ class Entrypoint:
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
+        self._caches = Caches(self._runtime_dir)
         self._wanted: Wanted | None = None
 
     # The loop -----------------------------------------------------------------------------------
@@ -236,7 +238,8 @@ class Entrypoint:
                 self._settings.body_limit_bytes,
                 weights=str(step.snapshot.path) if step.snapshot else "",
             )
-            environment = launch.model_environment(self._environ, wanted.shared, birth)
+            self._caches.bring(wanted)
+            environment = launch.model_environment(self._environ, wanted.shared, birth, self._caches.folder)
             launched = launch.start_model(wanted.python, environment)
             self._model_pid = launched.pid
         os.set_blocking(launched.orders_fd, False)
@@ -249,7 +252,7 @@ class Entrypoint:
         return Orders(
             channel=self._channel_path,
             restored=restored,
-            environment=user_environment(self._environ),
+            environment={**self._caches.variables, **user_environment(self._environ)},
             secrets_dir=settings.secrets_dir,
             hostname=self._environ.get("HOSTNAME", settings.replica),
             in_flight=settings.in_flight,
@@ -441,9 +444,11 @@ class Entrypoint:
         wanted = self._wanted
         if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
-        if rung is Rung.RESTORE or not (wanted.takes_process_snapshots or wanted.takes_weight_snapshots):
+        if rung is Rung.RESTORE or not (
+            wanted.takes_process_snapshots or wanted.takes_weight_snapshots or self._caches.are_new(wanted)
+        ):
             return
-        self._snapshotter.start(self._environ)
+        self._snapshotter.start({**self._environ, "GPUFN_RUNTIME_DIR": str(self._runtime_dir)})
         self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
 
     def _snapshotter_ended(self) -> None:

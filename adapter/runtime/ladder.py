@@ -15,7 +15,8 @@ from adapter.snapshot.identity import Identity, identity_of, weights_identity
 from adapter.snapshot.store import Snapshot, Store
 from adapter.spec import HandlerShape
 
-PROCESS, WEIGHTS = "process", "weights"
+PROCESS, WEIGHTS, COMPILED = "process", "weights", "compile"
+"""Kinds of snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class Wanted:
     def takes_weight_snapshots(self) -> bool:
         return bool(self.settings.snapshot_dir) and self.shape.has_build and self.settings.weight_snapshot != "off"
 
+    @property
+    def keeps_compile_caches(self) -> bool:
+        return bool(self.settings.snapshot_dir) and self.shape.has_load
+
     def find(self, kind: str) -> Snapshot:
         """The fitting snapshot of a kind. Raises `NotFound` or `SnapshotError`.
 
@@ -71,7 +76,7 @@ class Wanted:
         store = self.store
         if store is None:
             raise NotFound("There is no snapshot folder.", code="no-store")
-        identity = self.identity if kind == PROCESS else weights_identity(self.identity)
+        identity = weights_identity(self.identity) if kind == WEIGHTS else self.identity
         snapshot = store.find(self.settings.tenant, self.function, identity, kind)
         if kind == PROCESS and snapshot.facts.get("weights"):
             self.find(WEIGHTS)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from adapter.replica import base_environment, shim_path
 from adapter.runtime.orders import BIRTH_VARIABLE, Birth
+from adapter.snapshot import compile_caches
 from adapter.snapshot.process import open_memory, restore_command, restore_environment
 from adapter.snapshot.store import Snapshot
 
@@ -43,10 +44,14 @@ class Launched:
         self.orders_fd = self.status_fd = -1
 
 
-def model_environment(environ: Mapping[str, str], shared: Mapping[str, str], birth: Birth) -> dict[str, str]:
-    """What a model process has before its snapshot point: the machine's variables and the `shared` ones."""
-    env = base_environment(environ)
-    env.update(shared)
+def model_environment(
+    environ: Mapping[str, str], shared: Mapping[str, str], birth: Birth, caches: Path
+) -> dict[str, str]:
+    """What a model process has before its snapshot point: the machine's variables and the `shared` ones.
+
+    Its compilers' caches are in `caches`, unless `shared` says otherwise.
+    """
+    env = {**base_environment(environ), **compile_caches.variables(caches), **shared}
     env["PYTHONPATH"] = python_path(environ)
     env["PYTHONUNBUFFERED"] = "1"
     env[BIRTH_VARIABLE] = birth.to_variable()

@@ -13,8 +13,10 @@ import ctypes
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -24,9 +26,11 @@ from typing import Any
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Timeout
 from adapter.records import Rung
 from adapter.replica import ReplicaSettings
-from adapter.runtime.ladder import PROCESS, WEIGHTS, Wanted
+from adapter.runtime.caches import Caches
+from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
+from adapter.snapshot import compile_caches
 from adapter.snapshot.identity import Identity, weights_identity
 from adapter.snapshot.image import map_memory
 from adapter.snapshot.process import dump, find_criu, raise_process_ids
@@ -48,22 +52,31 @@ class Snapshotter:
         self._environ = environ
         self._wanted = Wanted.of(settings, read_handler_shape(Path(settings.folder)), environ)
         self._birth = Birth(settings.folder, self._wanted.device, Rung.LOAD, settings.body_limit_bytes)
+        self._caches = Path(tempfile.mkdtemp(prefix="compile-", dir=settings.runtime_dir or None))
+        self._compiled: Snapshot | None = None
 
     def run(self) -> dict[str, Any]:
         """What was published: ``{"key", "bytes", "seconds", …}``. Raises `AdapterError`, `OSError`."""
         started = time.monotonic()
+        try:
+            snapshot = self._all()
+        finally:
+            shutil.rmtree(self._caches, ignore_errors=True)
+        copied = {name: snapshot.facts[name] for name in ("copied_bytes",) if name in snapshot.facts}
+        seconds = round(time.monotonic() - started, 3)
+        return {"key": snapshot.key, "bytes": snapshot.size_bytes, **copied, "seconds": seconds}
+
+    def _all(self) -> Snapshot:
+        """The one that helps most of those that are there now."""
         weights = self._weights()
-        if not self._wanted.takes_process_snapshots:
-            if weights is None:
-                raise ConfigError("This function takes no snapshots.", code="snapshots-off")
-            return {"key": weights.key, "bytes": weights.size_bytes, "seconds": round(time.monotonic() - started, 3)}
-        snapshot = self._process(weights)
-        return {
-            "key": snapshot.key,
-            "bytes": snapshot.size_bytes,
-            "copied_bytes": snapshot.facts["copied_bytes"],
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        if self._wanted.takes_process_snapshots:
+            return self._process(weights)
+        if self._compiled is None and self._wanted.keeps_compile_caches:
+            self._warm_for_caches(weights)
+        best = weights or self._compiled
+        if best is None:
+            raise ConfigError("This function takes no snapshots.", code="snapshots-off")
+        return best
 
     def _weights(self) -> Snapshot | None:
         """The weight snapshot, made where there is none; None where the function has no `build`."""
@@ -78,10 +91,13 @@ class Snapshotter:
             return draft.publish({})
 
     def _process(self, weights: Snapshot | None) -> Snapshot:
-        criu = find_criu(self._environ)
-        birth = replace(self._birth, for_snapshot=True)
-        if weights is not None:
-            birth = replace(birth, rung=Rung.START, weights=str(weights.path))
+        try:
+            criu = find_criu(self._environ)
+        except SnapshotError:
+            if Caches(Path(self._wanted.settings.runtime_dir)).are_new(self._wanted):
+                self._warm_for_caches(weights)
+            raise
+        birth = replace(self._from(weights), for_snapshot=True)
         with self._building(self._wanted.identity, PROCESS) as draft:
             images = draft.path / "images"
             images.mkdir(mode=0o700)
@@ -106,6 +122,21 @@ class Snapshotter:
             }
             return draft.publish(facts)
 
+    def _from(self, weights: Snapshot | None) -> Birth:
+        return replace(self._birth, rung=Rung.START, weights=str(weights.path)) if weights else self._birth
+
+    def _warm_for_caches(self, weights: Snapshot | None) -> None:
+        """Compile once more where nobody's requests are: what is kept is code."""
+        _end(self._warm(self._from(weights)))
+
+    def _keep_compiled(self) -> None:
+        """Publish what the process that has just warmed up compiled, if anything; once."""
+        if self._compiled is not None or not compile_caches.is_used(self._caches):
+            return
+        with self._building(self._wanted.identity, COMPILED) as draft:
+            compile_caches.pack(self._caches, draft.path / compile_caches.BUNDLE)
+            self._compiled = draft.publish({})
+
     def _building(self, identity: Identity, kind: str) -> AbstractContextManager[Draft]:
         wanted = self._wanted
         if wanted.store is None:
@@ -118,13 +149,14 @@ class Snapshotter:
         errors = os.pipe()
         model = start_model(
             self._wanted.python,
-            model_environment(self._environ, self._wanted.shared, birth),
+            model_environment(self._environ, self._wanted.shared, birth, self._caches),
             output=(output[1], errors[1]),
         )
         os.close(output[1])
         os.close(errors[1])
         try:
             _await_snapshot_point(model, (output[0], errors[0]), self._wanted.settings.start_timeout_s)
+            self._keep_compiled()
         except BaseException:
             _end(model)
             raise

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.session import REPOSITORY, Session, wait_until_gone
+from benchmarks.wakes import ZERO
 from tests.fakes.host import session_of
 
 pytestmark = pytest.mark.e2e
-
-ZERO = {"gpufn.dev/initial": "0", "gpufn.dev/park": "0", "gpufn.dev/idle": "1h"}
 
 
 @pytest.fixture(scope="module")
