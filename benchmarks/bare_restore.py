@@ -97,6 +97,7 @@ def _orders(channel: str) -> Orders:
     return Orders(
         channel=channel,
         restored=True,
+        weights="",
         environment={},
         secrets_dir="",
         hostname="bench",

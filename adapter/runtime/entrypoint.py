@@ -1,6 +1,6 @@
 """The entrypoint: first process of a replica. Holds requests, brings the model process up, watches it, drains it.
 
-    starting ──▶ serving ⇄ parked          any state ──▶ draining ──▶ gone
+    starting ──▶ serving ⇄ parking ─▶ parked     any state ──▶ draining ──▶ gone
        │  ▲         │
        ▼  └─────────┘ (the model process died: start again, behind a back-off)
      failed ──(a request after the back-off)──▶ starting
@@ -11,7 +11,6 @@ connections that were accepted before it was there (see `front`, `channel`).
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -23,20 +22,22 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import AdapterError, HandlerError, SnapshotError, Timeout, Unavailable
-from adapter.records import Event, EventName, PhaseName, Rung
+from adapter.errors import AdapterError, GpuError, HandlerError, SnapshotError, Timeout, Unavailable
+from adapter.gpu.wire import Answer, Operation
+from adapter.records import Event, EventName, PhaseName, Rung, SkippedRung
 from adapter.replica import Command, ReplicaSettings, user_environment
 from adapter.runtime import launch, metrics
 from adapter.runtime.background import NO_NEWS, Background
 from adapter.runtime.caches import Caches
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
-from adapter.runtime.ladder import PROCESS, Step, Wanted, plan
+from adapter.runtime.gpu import Gpu, visible_device
+from adapter.runtime.ladder import PROCESS, Step, Wanted, device_of, plan
 from adapter.runtime.loop import Loop
+from adapter.runtime.model_process import ModelProcess
 from adapter.runtime.orders import Birth, Orders, Status, error_of
 from adapter.runtime.port import events_fd, say
 from adapter.runtime.start import Start
-from adapter.snapshot.process import error_lines
 from adapter.spec import read_handler_shape
 
 _RESTORE_LIMIT_S = 30.0
@@ -53,6 +54,7 @@ _SOCKET_PATH_LIMIT_BYTES = 107
 class State(Enum):
     STARTING = "starting"
     SERVING = "serving"
+    PARKING = "parking"
     PARKED = "parked"
     FAILED = "failed"
     DRAINING = "draining"
@@ -72,11 +74,8 @@ class Entrypoint:
         self._loop = Loop()
         self._state = State.STARTING
         self._start: Start | None = None
-        self._launched: launch.Launched | None = None
-        self._status_buffer = b""
-        self._model_pid = 0
-        self._channel: Channel | None = None
-        self._parking = False
+        self._park_asked = False
+        self._can_park = True
         self._draining_wanted = False
         self._lingers = True
         self._failures = 0
@@ -86,8 +85,16 @@ class Entrypoint:
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
+        self._model = ModelProcess(self._loop, self._runtime_dir, self._on_status)
         self._caches = Caches(self._runtime_dir)
         self._wanted: Wanted | None = None
+        self._gpu = None
+        if device_of(settings).startswith("cuda"):
+            self._gpu = Gpu(self._loop, settings.gpu_helper, self._runtime_dir, environ)
+        self._gpu_is_away = False  # the process's GPU memory is not in its place yet
+        self._gpu_of_parked = ""
+        self._hello_waits = False
+        self._snapshots_due = False
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -134,12 +141,20 @@ class Entrypoint:
             words = os.read(descriptor, 4096)
             if not words:
                 self._loop.forget(descriptor)
-            if not words or Command.STOP in words:
-                self._begin_drain(linger=False)  # who says so sends no more requests
-            elif Command.PARK in words:
-                self._begin_park()
+            for line in words.splitlines(keepends=True) or [Command.STOP]:
+                self._obey(line)
 
         self._loop.watch(descriptor, heard)
+
+    def _obey(self, line: bytes) -> None:
+        if line == Command.STOP:
+            self._begin_drain(linger=False)  # who says so sends no more requests
+        elif line == Command.PARK:
+            self._begin_park()
+        elif line.startswith(Command.RESUME):
+            self._environ["CUDA_VISIBLE_DEVICES"] = ",".join(Command.devices_in(line))
+            if self._state is State.PARKED:
+                self._resume()
 
     def _listen_for_models(self) -> None:
         path = str(self._runtime_dir / "c")
@@ -160,15 +175,15 @@ class Entrypoint:
         self._loop.watch(listener.fileno(), lambda: self._metrics.scrape(listener, self._ask_stats))
 
     def _ask_stats(self) -> bool:
-        return self._channel is not None and self._state is State.SERVING and self._channel.send({"op": "stats"})
+        return self._state is State.SERVING and self._model.say("stats")
 
     # What the front asks ------------------------------------------------------------------------
 
     def _probe(self, readiness: bool) -> bytes:
         if not readiness:
             return answer(200, b"OK")
-        if self._state is State.PARKED:
-            return answer(200, b"OK")  # a request wakes it within milliseconds
+        if self._state in (State.PARKING, State.PARKED):
+            return answer(200, b"OK")  # a request wakes it
         return answer(503, self._state.value.encode())
 
     def _refuse(self) -> AdapterError | None:
@@ -187,7 +202,7 @@ class Entrypoint:
         )
 
     def _on_held(self) -> None:
-        if self._state is State.PARKED:
+        if self._state is State.PARKED and self._settings.resume == "held":
             self._resume()
         elif self._state is State.FAILED:
             self._begin_start(time.monotonic_ns())
@@ -212,46 +227,44 @@ class Entrypoint:
         step = start.next_step()
         if step is None:
             return self._give_up(start.last_error or HandlerError("The function cannot be started."))
+        self._gpu_is_away = self._hello_waits = False
         try:
-            self._launched = self._launch(step)
+            self._launch(step)
         except (OSError, KeyError, SnapshotError) as error:
             return self._rung_failed(_as_handler_error(error))
         start.launched()
-        self._status_buffer = b""
-        self._loop.watch(self._launched.status_fd, self._read_status)
         limit_s = _RESTORE_LIMIT_S if step.rung is Rung.RESTORE else self._settings.start_timeout_s
         self._loop.after(limit_s, lambda: self._start_took_too_long(start, step, limit_s))
         return None
 
-    def _launch(self, step: Step) -> launch.Launched:
+    def _launch(self, step: Step) -> None:
         wanted = self._wanted
         assert wanted is not None
+        if self._gpu is not None:
+            self._gpu.prepare()
         if step.rung is Rung.RESTORE:
             assert step.snapshot is not None
-            launched = launch.restore_model(step.snapshot, self._runtime_dir, self._environ)
-            self._model_pid = int(step.snapshot.facts["pid"])
-        else:
-            birth = Birth(
-                self._settings.folder,
-                wanted.device,
-                step.rung,
-                self._settings.body_limit_bytes,
-                weights=str(step.snapshot.path) if step.snapshot else "",
-            )
-            self._caches.bring(wanted)
-            environment = launch.model_environment(self._environ, wanted.shared, birth, self._caches.folder)
-            launched = launch.start_model(wanted.python, environment)
-            self._model_pid = launched.pid
-        os.set_blocking(launched.orders_fd, False)
-        with suppress(OSError):  # read when the process gets to its snapshot point; one that died is reaped
-            os.write(launched.orders_fd, self._orders(restored=step.rung is Rung.RESTORE).to_line())
-        return launched
+            self._gpu_is_away = bool(step.snapshot.facts.get("gpu"))
+            orders = self._orders(restored=True, weights=wanted.weights_of(step.snapshot))
+            self._model.restore(step.snapshot, self._environ, orders)
+            return
+        birth = Birth(
+            self._settings.folder,
+            wanted.device,
+            step.rung,
+            self._settings.body_limit_bytes,
+            weights=str(step.snapshot.path) if step.snapshot else "",
+        )
+        self._caches.bring(wanted)
+        environment = launch.model_environment(self._environ, wanted.shared, birth, self._caches.folder)
+        self._model.start(wanted.python, environment, self._orders(restored=False))
 
-    def _orders(self, *, restored: bool) -> Orders:
+    def _orders(self, *, restored: bool, weights: str = "") -> Orders:
         settings = self._settings
         return Orders(
             channel=self._channel_path,
             restored=restored,
+            weights=weights,
             environment={**self._caches.variables, **user_environment(self._environ)},
             secrets_dir=settings.secrets_dir,
             hostname=self._environ.get("HOSTNAME", settings.replica),
@@ -263,30 +276,23 @@ class Entrypoint:
             log_call_id=settings.log_call_id,
         )
 
-    def _read_status(self) -> None:
-        assert self._launched is not None
-        data = os.read(self._launched.status_fd, 65536)
-        if not data:
-            self._loop.forget(self._launched.status_fd)
+    def _on_status(self, line: dict[str, Any]) -> None:
         if self._start is None:
             return
-        *lines, self._status_buffer = (self._status_buffer + data).split(b"\n")
-        for line in map(json.loads, lines):
-            if line["kind"] == Status.PHASE.value:
-                self._start.reported(PhaseName(line["name"]), line["start_ns"], line["end_ns"])
-            elif line["kind"] == Status.FAILED.value:
-                self._start.last_error = error_of(line)
-            elif line["kind"] == Status.WOKE.value:
-                self._start.woke()
+        if line["kind"] == Status.PHASE.value:
+            self._start.reported(PhaseName(line["name"]), line["start_ns"], line["end_ns"])
+        elif line["kind"] == Status.FAILED.value:
+            self._start.last_error = error_of(line)
+        elif line["kind"] == Status.WOKE.value:
+            self._start.woke()
 
     def _meet_model(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        if self._channel is not None or self._state is not State.STARTING:
+        if self._model.channel is not None or self._state is not State.STARTING:
             connection.close()  # of a rung that was given up
             return
         channel = Channel(connection)
-        self._channel = channel
-        self._loop.watch(channel.fileno(), lambda: self._hear(channel))
+        self._model.meet(channel, lambda: self._hear(channel))
 
     def _start_took_too_long(self, start: Start, step: Step, limit_s: float) -> None:
         if self._start is start and start.step is step and self._state is State.STARTING:
@@ -301,7 +307,7 @@ class Entrypoint:
     def _rung_failed(self, error: AdapterError) -> None:
         start = self._start
         assert start is not None
-        self._drop_model()
+        self._model.drop()
         start.failed(error)
         self._metrics.count_skipped(start.rung.value, error.code)
         if start.rung is Rung.RESUME:
@@ -336,7 +342,9 @@ class Entrypoint:
             self._loop.forget(channel.fileno())
             return
         if op == "hello":
-            self._hand_over(listener=True)
+            self._hello_waits = self._gpu_is_away
+            if not self._gpu_is_away:
+                self._hand_over()
         elif op == "serving":
             self._now_serving()
         elif op == "answered":
@@ -345,27 +353,26 @@ class Entrypoint:
             for descriptor in descriptors:
                 self._front.adopt(socket.socket(fileno=descriptor))
         elif op == "parked":
-            self._now_parked()
+            self._now_idle()
         elif op == "busy":
-            self._parking = False
+            self._park_asked = False
         elif op == "stats":
             self._metrics.answer_scrapes(message["requests"], message["in_flight"])
         elif op in ("stuck", "wrong"):
             self._replace_model(op, str(message.get("reason", "")))
 
-    def _hand_over(self, *, listener: bool) -> None:
-        """Give the model process the port (`listener`) and every connection that waits here."""
-        assert self._channel is not None
+    def _hand_over(self) -> None:
+        """Give the model process the port and every connection that waits here."""
+        channel = self._model.channel
+        assert channel is not None
         assert self._start is not None
-        if listener:
-            self._front.accept_here(False)
+        self._front.accept_here(False)
         self._start.held = len(self._front.held)
         waiting = self._front.take_all()
-        first = [self._front.listener.fileno()] if listener else []
-        descriptors = first + [sock.fileno() for sock in waiting]
-        for at in range(0, max(1, len(descriptors)), MAX_DESCRIPTORS):
+        descriptors = [self._front.listener.fileno(), *(sock.fileno() for sock in waiting)]
+        for at in range(0, len(descriptors), MAX_DESCRIPTORS):
             batch = descriptors[at : at + MAX_DESCRIPTORS]
-            self._channel.send({"op": "serve", "listener": listener and at == 0}, batch)
+            channel.send({"op": "serve", "listener": at == 0}, batch)
         for sock in waiting:
             sock.close()
 
@@ -393,7 +400,7 @@ class Entrypoint:
         self._metrics.count_start(record, ok=True)
         self._say(EventName.STARTED, record=record.to_json())
         if record.rung is not Rung.RESUME:
-            self._take_snapshots(record.rung)
+            self._consider_snapshots(record.rung)
 
     def _replace_model(self, op: str, reason: str) -> None:
         """Its threads all hang, or it answers its examples wrongly after a restore: start anew without it."""
@@ -407,40 +414,106 @@ class Entrypoint:
             code="stuck" if op == "stuck" else "wrong-answer",
         )
         print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
-        self._drop_model()
+        self._model.drop()
         self._restart(error)
 
     # Parking ------------------------------------------------------------------------------------
 
     def _begin_park(self) -> None:
-        if self._state is State.SERVING and not self._parking and self._channel is not None and self._start is None:
-            self._parking = self._channel.send({"op": "park"})
+        if self._state is State.SERVING and self._can_park and not self._park_asked and self._start is None:
+            self._park_asked = self._model.say("park")
+
+    def _now_idle(self) -> None:
+        """The model process has given back what it had: requests are held from now on."""
+        self._park_asked = False
+        if self._state is not State.SERVING:
+            return None
+        self._state = State.PARKING
+        self._front.accept_here(True)
+        if self._gpu is None:
+            return self._now_parked()
+        self._gpu_of_parked = visible_device(self._environ)
+        return self._gpu.ask(Operation.PARK, self._model.pid, self._gpu_parked)
+
+    def _gpu_parked(self, said: Answer) -> None:
+        if self._state is not State.PARKING:
+            return
+        if said.error is not None:
+            self._park_failed(said.error, lost=said.committed)
+        elif self._snapshots_due and not self._front.held:
+            self._start_snapshotter()  # its GPU memory is free for the process that is dumped
+        else:
+            self._now_parked()
 
     def _now_parked(self) -> None:
-        self._parking = False
-        if self._state is not State.SERVING:
-            return
-        self._signal_model(signal.SIGSTOP)
+        self._model.signal(signal.SIGSTOP)
         self._state = State.PARKED
-        self._front.accept_here(True)
         self._say(EventName.PARKED)
+        if self._front.held:
+            self._on_held()
+
+    def _park_failed(self, error: GpuError, *, lost: bool) -> None:
+        print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
+        self._metrics.count_skipped(Rung.RESUME.value, error.code)
+        if lost and not self._front.held:
+            return self._drained()  # nobody waits: the next start is a clean one
+        if lost:
+            self._model.drop()
+            return self._restart(error)
+        self._can_park = error.code != "gpu-checkpoint-unsupported"
+        reason = f"It was not parked: {error.message} {error.why}"
+        return self._woken(self._begin_resume([SkippedRung(Rung.RESUME, error.code, reason)]))
 
     def _resume(self) -> None:
-        self._start = Start(self._settings, time.monotonic_ns(), [Step(Rung.RESUME)], [])
-        self._start.next_step()
+        start = self._begin_resume([])
+        if self._gpu is None:
+            return self._woken(start)
+        self._gpu_is_away = True
+        return self._bring_gpu_back(start, self._gpu_of_parked)
+
+    def _begin_resume(self, skipped: list[SkippedRung]) -> Start:
+        start = self._start = Start(self._settings, time.monotonic_ns(), [Step(Rung.RESUME)], skipped)
+        start.next_step()
         self._state = State.STARTING
-        self._signal_model(signal.SIGCONT)
-        self._start.launched()
-        self._start.woke()
-        self._hand_over(listener=True)
-        start, step = self._start, self._start.step
+        self._model.signal(signal.SIGCONT)
+        start.launched()
+        return start
+
+    def _woken(self, start: Start) -> None:
+        start.woke()
+        self._hand_over()
+        step = start.step
         assert step is not None
         self._loop.after(_RESTORE_LIMIT_S, lambda: self._start_took_too_long(start, step, _RESTORE_LIMIT_S))
 
+    def _bring_gpu_back(self, start: Start, was_on: str) -> None:
+        """The driver's part of waking a process that was parked, or dumped while it was."""
+        assert self._gpu is not None
+        now_on = visible_device(self._environ)
+        mapping = {was_on: now_on} if was_on.startswith("GPU-") and now_on and was_on != now_on else {}
+        self._gpu.ask(Operation.RESUME, self._model.pid, lambda said: self._gpu_back(start, said), mapping=mapping)
+
+    def _gpu_back(self, start: Start, said: Answer) -> None:
+        if self._start is not start or self._state is not State.STARTING or not self._gpu_is_away:
+            return
+        for step in said.steps:
+            start.add(PhaseName.CUDA_RESTORE, step.started_ns, step.ended_ns)
+        if said.error is not None:
+            self._rung_failed(said.error)
+            return
+        self._gpu_is_away = False
+        if start.rung is Rung.RESUME:
+            self._woken(start)
+        elif self._hello_waits:
+            self._hand_over()
+
     # Snapshots ----------------------------------------------------------------------------------
 
-    def _take_snapshots(self, rung: Rung) -> None:
-        """In the background, once a life, where a faster start next time can be had."""
+    def _consider_snapshots(self, rung: Rung) -> None:
+        """In the background, once a life, where a faster start next time can be had.
+
+        On a GPU only when this replica is parked: a second process beside it would take memory that nobody granted.
+        """
         wanted = self._wanted
         if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
@@ -448,13 +521,24 @@ class Entrypoint:
             wanted.takes_process_snapshots or wanted.takes_weight_snapshots or self._caches.are_new(wanted)
         ):
             return
-        self._snapshotter.start({**self._environ, "GPUFN_RUNTIME_DIR": str(self._runtime_dir)})
+        self._snapshots_due = True
+        if self._gpu is None:
+            self._start_snapshotter()
+
+    def _start_snapshotter(self) -> None:
+        self._snapshots_due = False
+        own = {"GPUFN_RUNTIME_DIR": str(self._runtime_dir)}
+        if self._gpu is not None:
+            own["GPUFN_GPU_HELPER"] = self._gpu.path
+        self._snapshotter.start({**self._environ, **own})
         self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
 
     def _snapshotter_ended(self) -> None:
         news = self._snapshotter.ended()
         self._metrics.count_snapshot(str(news["state"]))
         self._say(EventName.SNAPSHOT, **news)
+        if self._state is State.PARKING:
+            self._now_parked()
 
     # The model process's end --------------------------------------------------------------------
 
@@ -468,15 +552,24 @@ class Entrypoint:
                 return
             if pid == self._snapshotter.pid:
                 self._snapshotter_ended()
-            elif self._launched is not None and self._launched.criu and pid == self._launched.pid:
-                if status != 0 and self._state is State.STARTING and self._channel is None:
-                    self._restore_failed(status)
-            elif pid == self._model_pid:
+            elif self._model.is_restorer(pid):
+                self._restorer_ended(status)
+            elif pid == self._model.pid:
                 self._model_ended(os.waitstatus_to_exitcode(status))
 
+    def _restorer_ended(self, status: int) -> None:
+        if self._state is not State.STARTING or self._start is None:
+            return
+        if status == 0 and self._gpu_is_away:
+            step = self._start.step
+            assert step is not None
+            assert step.snapshot is not None
+            self._bring_gpu_back(self._start, str(step.snapshot.facts["gpu"]))
+        elif status != 0 and self._model.channel is None:
+            self._restore_failed(status)
+
     def _restore_failed(self, status: int) -> None:
-        assert self._launched is not None
-        why = error_lines(self._launched.log) if self._launched.log else ""
+        why = self._model.restorer_said()
         self._rung_failed(
             SnapshotError(
                 "CRIU could not restore the process.",
@@ -487,12 +580,11 @@ class Entrypoint:
 
     def _model_ended(self, code: int) -> None:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        self._model_pid = 0
+        self._model.ended()
         if self._state is State.DRAINING:
             self._state = State.GONE
         elif self._state is State.STARTING and self._start is not None and self._start.rung is not Rung.RESUME:
-            if self._launched is not None:
-                self._drain_status()
+            self._model.read_status()
             said = self._start.last_error
             ended = HandlerError(
                 "The function ended while it started.", why=f"Its process ended {how}.", code="handler-exited"
@@ -500,14 +592,8 @@ class Entrypoint:
             self._start.last_error = None
             self._rung_failed(said or ended)
         else:
-            self._drop_model()
+            self._model.drop()
             self._restart(HandlerError("The function's process ended.", why=f"It ended {how}.", code="model-exited"))
-
-    def _drain_status(self) -> None:
-        """Read what the process said last: its end may be noticed before its words."""
-        with suppress(BlockingIOError, KeyError):
-            os.set_blocking(self._launched.status_fd, False)  # type: ignore[union-attr]
-            self._read_status()
 
     def _restart(self, error: AdapterError) -> None:
         """At once the first time; behind a back-off where nothing was answered since the last time."""
@@ -522,27 +608,6 @@ class Entrypoint:
         self._failure = error
         self._retry_at = time.monotonic() + _backoff_s(self._failures)
         return None
-
-    def _drop_model(self) -> None:
-        """Nothing of the current model process is left: its pipes, its channel, itself."""
-        if self._launched is not None:
-            self._loop.forget(self._launched.status_fd)
-            if self._launched.criu:
-                _kill(self._launched.pid)
-            self._launched.close()
-            self._launched = None
-        if self._channel is not None:
-            self._loop.forget(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
-        if self._model_pid:
-            _kill(self._model_pid)
-            self._model_pid = 0
-        self._parking = False
-
-    def _signal_model(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._model_pid, number)
 
     # Draining -----------------------------------------------------------------------------------
 
@@ -561,18 +626,16 @@ class Entrypoint:
 
     def _drain_model(self) -> None:
         was, self._state = self._state, State.DRAINING
-        if (
-            was is not State.SERVING
-            or self._channel is None
-            or not self._channel.send({"op": "drain", "linger": self._lingers})
-        ):
+        if was is not State.SERVING or not self._model.say("drain", linger=self._lingers):
             self._drained()
 
     def _drained(self) -> None:
         if self._state is State.GONE:
             return
         self._front.refuse_held(Unavailable("This replica is shutting down.", code="draining", retry_after_s=1))
-        self._drop_model()
+        self._model.drop()
+        if self._gpu is not None:
+            self._gpu.close()
         self._front.close()
         self._state = State.GONE
 
@@ -585,8 +648,3 @@ def _as_handler_error(error: BaseException) -> AdapterError:
 
 def _backoff_s(failures: int) -> float:
     return _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -67,6 +67,13 @@ class Wanted:
     def keeps_compile_caches(self) -> bool:
         return bool(self.settings.snapshot_dir) and self.shape.has_load
 
+    def weights_of(self, snapshot: Snapshot) -> str:
+        """The folder of the weights that a process gave up before it was dumped; empty where it has them.
+
+        Raises as `find` does.
+        """
+        return str(self.find(WEIGHTS).path) if snapshot.facts.get("weights_left_out") else ""
+
     def find(self, kind: str) -> Snapshot:
         """The fitting snapshot of a kind. Raises `NotFound` or `SnapshotError`.
 

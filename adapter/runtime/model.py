@@ -65,6 +65,10 @@ def prepare(birth: Birth) -> tuple[Handler, Any, list[Example], Gunicorn]:
         weights.save(handler.context.model, Path(birth.save_weights))
     if birth.for_snapshot:
         handler.call_hook("before_snapshot")
+        if birth.weights and birth.device.startswith("cuda"):
+            from adapter.snapshot import weights
+
+            weights.release(handler.context.model, Path(birth.weights))
         reseed()  # its first time imports and looks up what later times need not
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not touch (and unshare) its pages
@@ -115,6 +119,11 @@ def serve(orders: Orders, handler: Handler, app: Any, gunicorn: Gunicorn, exampl
     handler.context.secrets_dir = orders.secrets_dir
     if orders.restored:
         reseed()
+        if orders.weights:
+            from adapter.snapshot import weights
+
+            with phase(PhaseName.WEIGHTS):
+                weights.refill(handler.context.model, Path(orders.weights))
         handler.call_hook("after_restore")
     channel = Channel.connect(orders.channel)
     return Session(channel, orders, app, gunicorn, examples if orders.restored else []).run()

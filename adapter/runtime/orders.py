@@ -51,6 +51,8 @@ class Orders:
 
     channel: str
     restored: bool
+    weights: str
+    """Folder of the weights that a restored process gave up before it was dumped; empty: it has them."""
     environment: dict[str, str] = field(repr=False)
     secrets_dir: str
     hostname: str

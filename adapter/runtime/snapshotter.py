@@ -18,15 +18,18 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Timeout
+from adapter.errors import AdapterError, ConfigError, GpuError, NotFound, SnapshotError, Timeout
+from adapter.gpu.client import HelperClient, start_helper
+from adapter.gpu.wire import Operation
 from adapter.records import Rung
 from adapter.replica import ReplicaSettings
 from adapter.runtime.caches import Caches
+from adapter.runtime.gpu import visible_device
 from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
@@ -104,6 +107,7 @@ class Snapshotter:
             raise_process_ids(_LEAST_PROCESS_ID)
             model = self._warm(birth)
             try:
+                gpu = self._give_gpu_back(model.pid) if self._on_gpu else ""
                 pipes = dump(criu, model.pid, images)
             finally:
                 _end(model)
@@ -119,8 +123,37 @@ class Snapshotter:
                 "mapped_bytes": memory.mapped_bytes,
                 "copied_bytes": memory.copied_bytes,
                 "weights": weights.key if weights else "",
+                "weights_left_out": bool(weights) and self._on_gpu,
+                "gpu": gpu,
             }
             return draft.publish(facts)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._wanted.device.startswith("cuda")
+
+    def _give_gpu_back(self, pid: int) -> str:
+        """Checkpoint what the process has on the GPU, so that the dump meets no device. Returns where it was.
+
+        Empty where it has not used CUDA. Raises `SnapshotError`.
+        """
+        path = self._wanted.settings.gpu_helper
+        try:
+            with ExitStack() as stack:
+                helper = stack.enter_context(start_helper(str(self._caches / "gpu"))) if not path else None
+                client = stack.enter_context(HelperClient.connect(helper.path if helper else path))
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                error = client.ask(Operation.PARK, pidfd).error
+        except GpuError as exc:
+            error = exc
+        if error is not None and error.code == "gpu-no-cuda-process":
+            return ""
+        if error is not None:
+            raise SnapshotError(
+                "The process keeps its GPU.", why=f"{error.message} {error.why}", hint=error.hint, code=error.code
+            )
+        return visible_device(self._environ) or "the only one"
 
     def _from(self, weights: Snapshot | None) -> Birth:
         return replace(self._birth, rung=Rung.START, weights=str(weights.path)) if weights else self._birth

@@ -61,6 +61,9 @@ class Start:
 
     def reported(self, name: PhaseName, start_ns: int, end_ns: int) -> None:
         """A phase that the model process timed; its interpreter's own start, before the import, is `boot`."""
+        if self.rung is Rung.RESTORE:  # its monotonic clock may go on from the dump: only differences count
+            now = time.monotonic_ns()
+            start_ns, end_ns = now - (end_ns - start_ns), now
         if name is PhaseName.IMPORT:
             self.add(PhaseName.BOOT, self._end_ns(), start_ns)
         self.add(name, start_ns, end_ns)

@@ -1,0 +1,118 @@
+"""A replica's GPU: its helper, and what is asked of it while the entrypoint's loop goes on.
+
+The helper is the machine's where a host runs one (it is initialised long before it is needed), else the
+replica's own, started here when it is first needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from adapter.errors import GpuError
+from adapter.gpu.client import HelperClient, HelperProcess, start_helper, time_limit_s, timed_out
+from adapter.gpu.wire import Answer, Operation
+from adapter.replica import base_environment
+from adapter.runtime.launch import python_path
+from adapter.runtime.loop import Loop
+
+Then = Callable[[Answer], object]
+
+
+class Gpu:
+    """What is `asked` of the helper at `path` (empty: of one of our own) is answered in the loop, always."""
+
+    def __init__(self, loop: Loop, path: str, runtime_dir: Path, environ: Mapping[str, str]) -> None:
+        self.path = path or str(runtime_dir / "gpu")
+        self._is_ours = not path
+        self._loop = loop
+        self._environ = environ
+        self._helper: HelperProcess | None = None
+        self._client: HelperClient | None = None
+        self._waiting: dict[int, Then] = {}
+
+    def prepare(self) -> None:
+        """Have a helper that initialises the driver while the model loads."""
+        if self._is_ours and self._helper is None:
+            environment = {**base_environment(self._environ), "PYTHONPATH": python_path(self._environ)}
+            with suppress(OSError):  # said when it is asked
+                self._helper = start_helper(self.path, environ=environment)
+
+    def ask(self, operation: Operation, pid: int, then: Then, *, mapping: Mapping[str, str] | None = None) -> None:
+        """Call `then` with the answer. No word in time, or none ever, is an answer whose error is `committed`."""
+        try:
+            number = self._send(operation, pid, mapping)
+        except (GpuError, OSError) as exc:
+            error = exc if isinstance(exc, GpuError) else _gone(exc)
+            self._loop.after(0, lambda: then(Answer(0, error=error)))
+            return
+        limit_s = time_limit_s(operation)
+        self._waiting[number] = then
+        self._loop.after(limit_s, lambda: self._late(number, timed_out(operation, limit_s)))
+
+    def _send(self, operation: Operation, pid: int, mapping: Mapping[str, str] | None) -> int:
+        if self._client is None:
+            self.prepare()
+            self._client = HelperClient.connect(self.path)
+            self._loop.watch(self._client.fileno(), self._hear)
+        pidfd = os.pidfd_open(pid)
+        try:
+            return self._client.send(operation, pidfd, mapping=mapping)
+        except GpuError:
+            self._disconnect()
+            raise
+        finally:
+            os.close(pidfd)
+
+    def _hear(self) -> None:
+        assert self._client is not None
+        try:
+            answer = self._client.receive()
+        except GpuError as error:
+            self._disconnect()
+            waiting, self._waiting = self._waiting, {}
+            for number, then in waiting.items():
+                then(Answer(number, error=error, committed=True))
+            return
+        if answer is not None and answer.number in self._waiting:
+            self._waiting.pop(answer.number)(answer)
+
+    def _late(self, number: int, error: GpuError) -> None:
+        then = self._waiting.pop(number, None)
+        if then is None:
+            return
+        self._disconnect()
+        then(Answer(number, error=error, committed=True))
+
+    def _disconnect(self) -> None:
+        """The next request finds a helper anew: one of our own that hangs is replaced."""
+        if self._client is not None:
+            self._loop.forget(self._client.fileno())
+            self._client.close()
+            self._client = None
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._disconnect()
+
+
+def visible_device(environ: Mapping[str, str]) -> str:
+    """The UUID of the one GPU that a replica was given; empty where none is named that way."""
+    first, *others = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return first if first.startswith("GPU-") and not others else ""
+
+
+def _gone(exc: OSError) -> GpuError:
+    return GpuError(
+        "The process or the GPU helper is gone.",
+        why=f"{exc.strerror}.",
+        hint="See the function's log.",
+        code="gpu-no-target",
+    )
