@@ -13,6 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.stubs.build import build, why_not as why_no_stubs
+from tests.stubs.simulated import Simulated
+
 REPOSITORY = Path(__file__).parents[1]
 
 # Slow machines are no bugs: nothing here measures time.
@@ -44,15 +47,21 @@ def _without_faas_cli() -> str:
     return "" if os.environ.get("FAAS_CLI") or shutil.which("faas-cli") else "no faas-cli on the PATH, nor in FAAS_CLI"
 
 
+@functools.cache
 def _without_gpu() -> str:
-    return "" if Path("/dev/nvidiactl").exists() else "no NVIDIA GPU here"
+    """A GPU is simulated where there is none: see tests/stubs."""
+    return "" if has_gpu() else why_no_stubs()
+
+
+def has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
 
 
 NEEDS = {"criu": _without_criu, "torch": _without_torch, "faas_cli": _without_faas_cli, "gpu": _without_gpu}
 """Markers of what a machine may lack, and what says why."""
 
-REQUIRED_IN_CI = {"criu", "torch"}
-"""`make setup` and `make criu` bring these: where they are missing in CI, something is broken."""
+REQUIRED_IN_CI = {"criu", "torch", "gpu"}
+"""`make setup` and `make criu` bring these, and what a GPU is simulated with: where they are missing in CI, something is broken."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -88,6 +97,20 @@ def state_dir(tmp_path) -> Path:
     folder = tmp_path / "state"
     folder.mkdir(mode=0o700)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stub_libraries(tmp_path_factory) -> Path:
+    """A folder for LD_LIBRARY_PATH with the stub driver. Tests that ask for it have the marker `gpu`."""
+    folder: Path = tmp_path_factory.mktemp("stub-driver")
+    folder.chmod(0o755)
+    return build(folder)
+
+
+@pytest.fixture
+def simulated(tmp_path, stub_libraries) -> Simulated:
+    """A machine with one simulated GPU of 8 GiB, for processes with its `environment`."""
+    return Simulated(tmp_path / "machine", stub_libraries)
 
 
 @pytest.fixture
