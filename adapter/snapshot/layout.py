@@ -46,7 +46,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor as a view of a piece; `offset` and `stride` count items. Tied places are several `names`."""
+    """One tensor as a view of a piece; `offset` and `stride` count items. Tied places are several `names`.
+
+    `requires_grad` is None where a checkpoint did not say it.
+    """
 
     names: tuple[str, ...]
     piece: str
@@ -54,7 +57,7 @@ class Tensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
-    requires_grad: bool
+    requires_grad: bool | None
 
     @property
     def item_bytes(self) -> int:
@@ -89,7 +92,7 @@ class Tensor:
             raise ValueError("a tensor has no names")
         if not is_sizes(shape) or not is_sizes(stride) or len(shape) != len(stride) or not is_sizes([offset]):
             raise ValueError(f"{names[0]} has sizes that are no whole numbers")
-        if data["dtype"] not in _ITEM_BYTES or data["requires_grad"] not in {True, False}:
+        if data["dtype"] not in _ITEM_BYTES or data["requires_grad"] not in {True, False, None}:
             raise ValueError(f"{names[0]} has the unknown dtype {data['dtype']!r}")
         return cls(
             tuple(names), str(data["piece"]), data["dtype"], tuple(shape), tuple(stride), offset, data["requires_grad"]
@@ -253,8 +256,7 @@ def _held(tied: list[Slot]) -> _Held:
     if not plain.numel():
         return _Held(names, plain, value.requires_grad, 0, 0)
     first = plain.storage_offset()
-    last = first + _span(tuple(plain.shape), plain.stride())
-    return _Held(names, plain, value.requires_grad, first * plain.itemsize, last * plain.itemsize)
+    return _Held(names, plain, value.requires_grad, first * plain.itemsize, end_bytes(plain))
 
 
 def _overlapping(group: list[_Held]) -> Iterator[list[_Held]]:
@@ -294,6 +296,13 @@ def _piece(group: list[_Held]) -> tuple[Piece, list[Tensor]]:
         for held in group
     ]
     return piece, tensors
+
+
+def end_bytes(value: Any) -> int:
+    """Where the last item of a tensor ends, counted from the beginning of its storage."""
+    if not value.numel():
+        return 0
+    return int((value.storage_offset() + _span(tuple(value.shape), value.stride())) * value.itemsize)
 
 
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

@@ -3,7 +3,7 @@
     <root>/<tenant>/<function>/<key>/           0700, owned by whoever runs the replica
         manifest.json                           identity, checksums, how to restore; written last
         images/                                 CRIU's files and memory.img      (kind "process")
-        weights.safetensors, manifest …         see adapter.snapshot.weights     (kind "weights")
+        weights.safetensors, weights.json       see adapter.snapshot.weightsfile (kind "weights")
         verified.json                           the files' stat when their checksums last held
         used                                    its time is the last use, for eviction
 
@@ -289,6 +289,10 @@ def verify(snapshot: Snapshot, *, always: bool = False) -> None:
         pass  # never verified here, or a torn write: verify now
     for name, entry in snapshot.files.items():
         if file_checksum(snapshot.path / name) != entry["checksum"]:
+            if snapshot.kind == "weights":
+                from adapter.snapshot import weightsfile
+
+                weightsfile.verify(snapshot.path)  # knows which tensor it is
             raise SnapshotCorrupt(f"{name} of {snapshot.path.name} is damaged.", why="Its checksum differs.")
     write_whole(snapshot.path / VERIFIED, json.dumps(stats).encode())
 

@@ -1,38 +1,33 @@
-"""Weight snapshots: the tensors of a model as a file that is mapped, not read.
-
-    weights.safetensors    the bytes, page-aligned; any safetensors reader opens it
-    weights.json           which module's tensor is which part of them, ties and strides; written last
+"""Weight snapshots: the tensors of a model as a file that is mapped or streamed, not read.
 
 `save` writes what `load` made; `fill` gives it to what `build` made, bit for bit: tied tensors stay
 tied, strides stay, non-persistent buffers are there. On the CPU the parameters are private mappings:
-replicas share the page cache, and a replica that writes to one gets a page of its own. No pickle.
+replicas share the page cache, and a replica that writes to one gets a page of its own. On a GPU they are
+streamed (`adapter.gpu.stream`). `release` gives up the memory of a model's weights before its process is
+snapshotted, `refill` brings it back after. The files are `weightsfile`'s. No pickle.
 torch is imported where it is used, so that looking at a snapshot does not need it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import mmap
 import os
-import stat
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adapter.errors import SnapshotCorrupt, SnapshotError, SnapshotMismatch
-from adapter.snapshot.checksum import file_checksum
-from adapter.snapshot.layout import Piece, Slot, Tensor, cut, is_names, slots_of, submodules_of
-from adapter.snapshot.tensorfile import Header, arrange, header_bytes, read_header
+from adapter.errors import GpuError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
+from adapter.snapshot.layout import Piece, Slot, Tensor, cut, end_bytes, slots_of, submodules_of
+from adapter.snapshot.paging import ReadAhead, populate
+from adapter.snapshot.tensorfile import Header, arrange
+from adapter.snapshot.weightsfile import DATA, INDEX, Index, Writer, reading, verify, writing
 
-DATA = "weights.safetensors"
-INDEX = "weights.json"
-FORMAT = 1
+__all__ = ["DATA", "INDEX", "fill", "read_ahead", "refill", "release", "save", "verify"]
 
-_INDEX_LIMIT_BYTES = 2**26
 _COPY_BYTES = 64 * 2**20
 """Tensors leave a GPU in pieces of this size: host memory stays bounded whatever the model's size."""
 
@@ -40,87 +35,278 @@ _COPY_BYTES = 64 * 2**20
 def save(model: object, folder: Path) -> None:
     """Write the weights of every module in `model` into `folder`, which is there and empty of weights.
 
-    Whole or not at all. Raises `SnapshotError`: no module, a kind of tensor that cannot be kept, a full disk.
+    Whole or not at all, and read back. Raises `SnapshotError`: no module, a kind of tensor that cannot be
+    kept, a full disk.
     """
     slots = slots_of(model)
     if not slots:
         raise SnapshotError("The model has no weights to keep.", why="It holds no torch.nn.Module with tensors.")
-    if (folder / INDEX).exists():
-        raise SnapshotError(f"{folder} holds weights already.")
     tensors, pieces = cut(slots)
-    data, index = folder / f"{DATA}.part", folder / f"{INDEX}.part"
-    try:
-        with _created(data) as file:
-            _write_pieces(file, pieces)
+    with writing(folder) as writer:
+        write_pieces(writer, pieces)
         training = [name for name, module in submodules_of(model) if module.training]
-        with _created(index) as file:
-            file.write(_Index(file_checksum(data), tensors, training).to_bytes())
-        os.rename(data, folder / DATA)
-        os.rename(index, folder / INDEX)
-    except OSError as exc:
-        raise SnapshotError(
-            "The weights cannot be written.", why=f"{exc.strerror or exc}.", code="write-failed"
-        ) from exc
-    finally:
-        for path in (data, index):
-            path.unlink(missing_ok=True)
+        writer.finish(tensors, training, complete=True)
 
 
 def fill(model: object, folder: Path, device: str = "cpu") -> None:
     """Give the modules in `model`, on whatever device (meta is the fast one), the saved weights on `device`.
 
-    Raises `SnapshotCorrupt` for files that are not what `save` writes, `SnapshotMismatch` naming the
-    tensor for a model that is not the saved one. Contents are not checked here: see `verify`.
+    Raises `SnapshotCorrupt` for files that are not what `save` writes or that the disk cannot read,
+    `SnapshotMismatch` naming the tensor for a model that is not the saved one, `GpuError`.
+    Contents are not checked here: see `verify`.
     """
     import torch
 
     slots = {slot.name: slot for slot in slots_of(model)}
-    index = _read_index(folder)
-    with _opened(folder / DATA) as file:
-        header = read_header(file.fileno())
-        _check_parts(index.tensors, header)
-        _check_fit(index.tensors, slots)
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    whole.madvise(mmap.MADV_WILLNEED)  # one long read from a cold disk instead of a fault a page
+    with reading(folder) as (file, header, index):
+        places = _places(index, slots)
+        bases = _bases(file, header, torch.device(device))
     with torch.no_grad():
-        bases = {
-            stored.name: _base(whole, header.data_at + stored.start, stored.size_bytes, device)
-            for stored in header.tensors.values()
-        }
         for tensor in index.tensors:
-            _assign([slots[name] for name in tensor.names], tensor, bases[tensor.piece])
+            _assign(places[tensor.names[0]], tensor, bases[tensor.piece])
     training = set(index.training)
     for name, module in submodules_of(model):
+        if not index.complete:
+            module.to(device)  # what the checkpoint does not have is as `build` made it
         module.training = name in training
         _check_nothing_left(name, module)
 
 
-def verify(folder: Path) -> None:
-    """Make sure that both files are whole and what `save` wrote. Raises `SnapshotCorrupt`."""
-    index = _read_index(folder)
-    with _opened(folder / DATA) as file:
-        _check_parts(index.tensors, read_header(file.fileno()))
-    if file_checksum(folder / DATA) != index.checksum:
-        raise SnapshotCorrupt(f"{DATA} is damaged.", why="Its checksum differs.")
+def release(model: object, folder: Path) -> int:
+    """Give up the memory of the weights in `model` that `refill` can bring back from `folder`; returns the bytes.
 
-
-def _write_pieces(file: IO[bytes], pieces: Iterable[Piece]) -> None:
-    by_name = {piece.name: piece for piece in pieces}
-    placed = arrange((piece.name, piece.dtype, piece.shape, piece.alignment) for piece in by_name.values())
-    file.write(header_bytes(placed, {"format": "pt", "gpufn.weights": str(FORMAT)}))
-    for stored in placed:
-        for chunk in by_name[stored.name].chunks(_COPY_BYTES):
-            file.write((ctypes.c_char * chunk.numel()).from_address(chunk.data_ptr()))
-        file.write(bytes(by_name[stored.name].padding_bytes))
-
-
-def _base(whole: mmap.mmap, offset: int, size: int, device: str) -> Any:
-    """Bytes of the mapped file as a uint8 tensor with a storage of its own, copied only to leave the CPU."""
+    The tensors stay what they are, without memory: nobody may use them until then. What is mapped from a
+    file stays mapped, since it is no memory of the process. Raises `SnapshotMismatch` with nothing given up.
+    """
     import torch
 
-    if not size:
-        return torch.empty(0, dtype=torch.uint8, device=device)
-    return torch.frombuffer(whole, dtype=torch.uint8, count=size, offset=offset).to(device)
+    with reading(folder) as (_, _, index):
+        homes = _homes(index, {slot.name: slot for slot in slots_of(model)})
+    given_up = 0
+    for home in homes.values():
+        if home.storage.resizable():
+            given_up += home.storage.nbytes()
+            home.storage.resize_(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # torch would keep it for its next allocation
+    return given_up
+
+
+def refill(model: object, folder: Path) -> None:
+    """Bring back what `release` gave up: the very same tensors, with their ties and strides, as they were saved.
+
+    Raises `SnapshotCorrupt`, `SnapshotMismatch`, `GpuError`; the model is then of no use.
+    """
+    slots = {slot.name: slot for slot in slots_of(model)}
+    with reading(folder) as (file, header, index):
+        homes = _homes(index, slots)
+        released = {_key(home.storage): home for home in homes.values() if not home.storage.nbytes()}
+        for home in released.values():
+            with _gpu_memory():
+                home.storage.resize_(home.storage_bytes)
+        sizes: dict[str, int] = defaultdict(int)
+        for tensor in index.tensors:
+            sizes[tensor.piece] = max(sizes[tensor.piece], tensor.end_bytes)
+        wanted = [
+            (header.data_at + header.tensors[piece].start, _bytes_of(home.storage, home.start, sizes[piece]))
+            for piece, home in homes.items()
+            if _key(home.storage) in released
+        ]
+        _read(file, wanted)
+
+
+def read_ahead(folder: Path) -> ReadAhead:
+    """Begin to bring the weights in `folder` into the page cache: while Python imports, or CRIU restores.
+
+    Never fails; stop it before the process forks or is snapshotted.
+    """
+    return ReadAhead(folder / DATA)
+
+
+def write_pieces(writer: Writer, pieces: Iterable[Piece]) -> None:
+    """Header and bytes of `pieces`, those that several tensors share once."""
+    by_name = {piece.name: piece for piece in pieces}
+    placed = arrange((piece.name, piece.dtype, piece.shape, piece.alignment) for piece in by_name.values())
+    writer.header(placed)
+    for stored in placed:
+        for chunk in by_name[stored.name].chunks(_COPY_BYTES):
+            writer.write(memoryview((ctypes.c_char * chunk.numel()).from_address(chunk.data_ptr())))
+        writer.write(bytes(by_name[stored.name].padding_bytes))
+
+
+def _places(index: Index, slots: dict[str, Slot]) -> dict[str, list[Slot]]:
+    """The first name of each saved tensor -> the places of the model that it belongs to. Raises `SnapshotMismatch`."""
+    tied: dict[int, list[Slot]] = defaultdict(list)
+    for slot in slots.values():
+        tied[id(slot.value)].append(slot)
+    places = {}
+    for tensor in index.tensors:
+        for name in tensor.names:
+            if name not in slots:
+                raise _mismatch(name, "the model that `build` makes")
+            _check_fit(slots[name], tensor)
+        held = {name: slots[name] for name in tensor.names}
+        if not index.complete:  # checkpoints name tied tensors once
+            held |= {slot.name: slot for name in tensor.names for slot in tied[id(slots[name].value)]}
+        places[tensor.names[0]] = list(held.values())
+    found = {slot.name for held in places.values() for slot in held}
+    for name in sorted(slots.keys() - found):
+        if index.complete or slots[name].value.is_meta:
+            raise _mismatch(name, "the snapshot")
+    return places
+
+
+def _mismatch(name: str, where: str) -> SnapshotMismatch:
+    return SnapshotMismatch(f"{name} is not in {where}.", why="The weights are of another model.")
+
+
+def _check_fit(slot: Slot, tensor: Tensor) -> None:
+    found = slot.value
+    if tuple(found.shape) != tensor.shape:
+        raise SnapshotMismatch(f"{slot.name} has the shape {list(found.shape)}, the snapshot {list(tensor.shape)}.")
+    if found.dtype != tensor.torch_dtype():
+        raise SnapshotMismatch(
+            f"{slot.name} is {found.dtype} where `build` makes it, and torch.{tensor.dtype} in the snapshot.",
+            hint="Let `build` use the data type that `load` does.",
+        )
+
+
+def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
+    """The bytes of each stored tensor as a uint8 tensor with a storage of its own on `device`."""
+    import torch
+
+    stored = header.tensors.values()
+    if device.type == "cuda":
+        with _gpu_memory():
+            bases = {item.name: torch.empty(item.size_bytes, dtype=torch.uint8, device=device) for item in stored}
+        _read(file, [(header.data_at + item.start, bases[item.name]) for item in stored])
+        return bases
+    whole = _mapped(file)
+    bases = {}
+    for item in stored:
+        at, size = header.data_at + item.start, item.size_bytes
+        base = (
+            torch.frombuffer(whole, dtype=torch.uint8, count=size, offset=at)
+            if size
+            else torch.empty(0, dtype=torch.uint8)
+        )
+        bases[item.name] = base.to(device)
+    return bases
+
+
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    """The whole file as private memory, every page there."""
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        populate(whole)
+    except OSError as exc:
+        raise _unreadable(exc) from exc
+    return whole
+
+
+def _read(file: IO[bytes], wanted: list[tuple[int, Any]]) -> None:
+    """Copy the bytes of the file from each offset on into a uint8 tensor, on whatever device that is."""
+    by_device: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    for at, target in wanted:
+        by_device[target.device].append((at, target))
+    for device, targets in by_device.items():
+        ranges = [(at, target.numel(), target.data_ptr()) for at, target in targets]
+        if device.type == "cuda":
+            _stream(file, ranges, device)
+        else:
+            for at, size, address in ranges:
+                _read_into(file, at, memoryview((ctypes.c_char * size).from_address(address)))
+
+
+def _stream(file: IO[bytes], ranges: list[tuple[int, int, int]], device: Any) -> None:
+    import torch
+
+    from adapter.gpu.stream import stream
+
+    torch.cuda.current_stream(device).synchronize()  # what torch has just allocated may still be in use by it
+    stream(file.fileno(), ranges, device=device.index or 0)
+
+
+def _read_into(file: IO[bytes], at: int, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        try:
+            count = os.preadv(file.fileno(), [target[done:]], at + done)
+        except OSError as exc:
+            raise _unreadable(exc) from exc
+        if not count:
+            raise SnapshotCorrupt(f"{DATA} ends early.", why="It has become shorter while it was read.")
+        done += count
+
+
+def _unreadable(exc: OSError) -> SnapshotCorrupt:
+    return SnapshotCorrupt(
+        f"{DATA} cannot be read.", why=f"{exc.strerror}: the disk is at fault, or the file has become shorter."
+    )
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    """Torch's word for a full GPU, in ours."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise GpuError(
+            "The GPU has no memory left for the weights.",
+            why=f"{exc}.".splitlines()[0],
+            hint="Give the function a larger GPU, or a smaller share to the others.",
+            code="out-of-gpu-memory",
+        ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where a piece lies in a model that has it: from byte `start` of a storage of `storage_bytes`."""
+
+    storage: Any
+    start: int
+    storage_bytes: int
+
+
+def _homes(index: Index, slots: dict[str, Slot]) -> dict[str, _Home]:
+    """The home of each piece. Raises `SnapshotMismatch` where the model's tensors do not lie as the saved ones did."""
+    places = _places(index, slots)
+    found: dict[str, tuple[Any, int]] = {}
+    reach: dict[int, int] = defaultdict(int)
+    for slot in slots.values():
+        key = _key(slot.value.untyped_storage())
+        reach[key] = max(reach[key], end_bytes(slot.value))
+    for tensor in index.tensors:
+        for slot in places[tensor.names[0]]:
+            if not slot.value.numel():
+                continue
+            home = (slot.value.untyped_storage(), (slot.value.storage_offset() - tensor.offset) * tensor.item_bytes)
+            known = found.setdefault(tensor.piece, home)
+            if not _lies_alike(slot.value, tensor) or (_key(known[0]), known[1]) != (_key(home[0]), home[1]):
+                raise SnapshotMismatch(f"{slot.name} lies in memory otherwise than the saved one.")
+    homes = {piece: _Home(storage, start, reach[_key(storage)]) for piece, (storage, start) in found.items()}
+    shared = {_key(home.storage) for home in homes.values()}
+    for name in sorted(slots.keys() - {slot.name for held in places.values() for slot in held}):
+        if _key(slots[name].value.untyped_storage()) in shared:
+            raise SnapshotMismatch(f"{name} is not in the snapshot, and lies in the memory of a tensor that is.")
+    return homes
+
+
+def _lies_alike(value: Any, tensor: Tensor) -> bool:
+    return value.stride() == tensor.stride and not value.is_conj() and not value.is_neg()
+
+
+def _key(storage: Any) -> int:
+    """What tells storages apart; a released one has no address."""
+    return int(storage._cdata)  # noqa: SLF001
+
+
+def _bytes_of(storage: Any, start: int, size: int) -> Any:
+    import torch
+
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (size,), (1,))
 
 
 def _assign(slots: list[Slot], tensor: Tensor, base: Any) -> None:
@@ -129,44 +315,13 @@ def _assign(slots: list[Slot], tensor: Tensor, base: Any) -> None:
 
     value = base.view(tensor.torch_dtype()).as_strided(tensor.shape, tensor.stride, tensor.offset)
     if any(slot.is_parameter for slot in slots):
-        value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
+        wanted = slots[0].value.requires_grad if tensor.requires_grad is None else tensor.requires_grad
+        value = torch.nn.Parameter(value, requires_grad=wanted)
     for slot in slots:
         if slot.is_parameter:
             setattr(slot.owner, slot.attribute, value)  # not into _parameters: recurrent layers listen
         else:
             slot.owner._buffers[slot.attribute] = value  # noqa: SLF001  # a Parameter here must stay a buffer
-
-
-def _check_fit(tensors: list[Tensor], slots: dict[str, Slot]) -> None:
-    saved = {name: tensor for tensor in tensors for name in tensor.names}
-    for name in sorted(saved.keys() ^ slots.keys()):
-        where = "the model that `build` makes" if name in saved else "the snapshot"
-        raise SnapshotMismatch(f"{name} is not in {where}.", why="The weights are of another model.")
-    for name, tensor in saved.items():
-        found = slots[name].value
-        if tuple(found.shape) != tensor.shape:
-            raise SnapshotMismatch(f"{name} has the shape {list(found.shape)}, the snapshot {list(tensor.shape)}.")
-        if found.dtype != tensor.torch_dtype():
-            raise SnapshotMismatch(
-                f"{name} is {found.dtype} where `build` makes it, and torch.{tensor.dtype} in the snapshot.",
-                hint="Let `build` use the data type that `load` does.",
-            )
-
-
-def _check_parts(tensors: list[Tensor], header: Header) -> None:
-    for tensor in tensors:
-        stored = header.tensors.get(tensor.piece)
-        if stored is None:
-            raise SnapshotCorrupt(
-                f"The weights of {tensor.names[0]} are missing.", why=f"{DATA} has no {tensor.piece}."
-            )
-        if tensor.end_bytes > stored.size_bytes:
-            raise SnapshotCorrupt(f"The weights of {tensor.names[0]} end outside of {tensor.piece}.")
-        if (header.data_at + stored.start) % tensor.item_bytes or stored.size_bytes % tensor.item_bytes:
-            raise SnapshotCorrupt(f"The weights of {tensor.names[0]} are not aligned in {DATA}.")
-    unused = header.tensors.keys() - {tensor.piece for tensor in tensors}
-    if unused:
-        raise SnapshotCorrupt(f"{DATA} holds {min(unused)}, which {INDEX} does not name.")
 
 
 def _check_nothing_left(name: str, module: Any) -> None:
@@ -181,79 +336,3 @@ def _check_nothing_left(name: str, module: Any) -> None:
                 why="It is a plain attribute, which a weight snapshot does not keep.",
                 hint="Make it a buffer: self.register_buffer(name, tensor, persistent=False).",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """What is in `INDEX`; `training` names the modules that are not in evaluation mode."""
-
-    checksum: str
-    tensors: list[Tensor]
-    training: list[str]
-
-    def to_bytes(self) -> bytes:
-        contents = {
-            "format": FORMAT,
-            "checksum": self.checksum,
-            "tensors": [tensor.to_json() for tensor in self.tensors],
-            "training": self.training,
-        }
-        return json.dumps({**contents, "digest": _digest(contents)}).encode()
-
-    @classmethod
-    def from_bytes(cls, text: bytes) -> _Index:
-        """Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` on anything else."""
-        contents = json.loads(text)
-        if contents.pop("digest") != _digest(contents):
-            raise ValueError("its digest differs")
-        if contents["format"] != FORMAT:
-            raise ValueError(f"it has format {contents['format']!r}, this gpufn reads {FORMAT}")
-        index = cls(
-            contents["checksum"], [Tensor.from_json(entry) for entry in contents["tensors"]], contents["training"]
-        )
-        names = [name for tensor in index.tensors for name in tensor.names]
-        if len(names) != len(set(names)):
-            raise ValueError("a name comes twice")
-        if not is_names(index.training):
-            raise ValueError("its modules have no names")
-        return index
-
-
-def _digest(contents: dict[str, Any]) -> str:
-    """A flipped bit in the index must not give a tensor another shape."""
-    return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=32).hexdigest()
-
-
-def _read_index(folder: Path) -> _Index:
-    with _opened(folder / INDEX) as file:
-        text = file.read(_INDEX_LIMIT_BYTES + 1)
-    try:
-        if len(text) > _INDEX_LIMIT_BYTES:
-            raise ValueError("it is too large")
-        return _Index.from_bytes(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise SnapshotCorrupt(f"{INDEX} cannot be used.", why=f"{exc}.") from exc
-
-
-@contextmanager
-def _created(path: Path) -> Iterator[IO[bytes]]:
-    """A new private file, on the disk when the block ends."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file of the snapshot; links and anything else are refused."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        raise SnapshotCorrupt(f"{path.name} cannot be opened.", why=f"{exc.strerror}.") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise SnapshotCorrupt(f"{path.name} is not a file.")
-    with os.fdopen(fd, "rb") as file:
-        yield file

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hypothesis import given, strategies as st
 
-from adapter.snapshot.checksum import CHUNK_BYTES, file_checksum
+from adapter.snapshot.checksum import CHUNK_BYTES, Chunks, chunk_digests, file_checksum
 
 SIZES = st.integers(1, 3 * CHUNK_BYTES)
 PIECES = st.lists(st.tuples(st.integers(0, 3 * CHUNK_BYTES), st.binary(min_size=1, max_size=64)), max_size=4)
@@ -51,3 +51,16 @@ def test_a_cut_or_grown_file_is_found(size, other, pieces):
         before = file_checksum(path)
         os.truncate(path, other)
         assert (file_checksum(path) == before) == (size == other)
+
+
+@given(SIZES, PIECES, st.lists(st.integers(1, 2 * CHUNK_BYTES), max_size=5))
+def test_digests_of_what_is_written_are_those_of_the_file(size, pieces, cuts):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        write(path, size, pieces, holes=True)
+        content, chunks = memoryview(path.read_bytes()), Chunks()
+        for cut in cuts:
+            chunks.update(content[:cut])
+            content = content[cut:]
+        chunks.update(content)
+        assert chunks.digests() == chunk_digests(path)

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from adapter.errors import SnapshotCorrupt, SnapshotError, SnapshotMismatch
-from adapter.snapshot import layout as weights_layout, weights
+from adapter.snapshot import layout, paging, weights, weightsfile
+from adapter.snapshot.checksum import CHUNK_BYTES
+from adapter.snapshot.store import Store
+from adapter.snapshot.tensorfile import read_header
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:ComplexHalf support")]
@@ -58,7 +61,7 @@ class Shared(torch.nn.Module):
 class Types(torch.nn.Module):
     """Every data type, in items of random bits."""
 
-    NAMES = sorted(weights_layout._ITEM_BYTES)
+    NAMES = sorted(layout._ITEM_BYTES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +120,7 @@ def built(name: str) -> object:
 
 
 def tensors(model: object) -> dict[str, torch.Tensor]:
-    return {slot.name: slot.value for slot in weights.slots_of(model)}
+    return {slot.name: slot.value for slot in layout.slots_of(model)}
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -169,8 +172,8 @@ def test_strides_gradients_kinds_and_modes_come_back(name: str, tmp_path: Path) 
         assert after[key].stride() == value.stride(), key
         assert after[key].requires_grad == value.requires_grad, key
         assert isinstance(after[key], torch.nn.Parameter) == isinstance(value, torch.nn.Parameter), key
-    modes = [(path, module.training) for path, module in weights.submodules_of(model)]
-    assert modes == [(path, module.training) for path, module in weights.submodules_of(copy)]
+    modes = [(path, module.training) for path, module in layout.submodules_of(model)]
+    assert modes == [(path, module.training) for path, module in layout.submodules_of(copy)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -265,7 +268,7 @@ def test_the_data_begins_on_a_page_and_tensors_on_cache_lines(tmp_path: Path) ->
         pass
     weights.save(torch.nn.Sequential(torch.nn.Linear(17, 5), torch.nn.Linear(64, 64)), tmp_path)
     with (tmp_path / weights.DATA).open("rb") as file:
-        header = weights.read_header(file.fileno())
+        header = read_header(file.fileno())
     assert header.data_at % 4096 == 0
     assert header.tensors["1.weight"].start % 64 == 0
 
@@ -386,10 +389,11 @@ def test_files_that_are_not_whole_files_are_refused(name: str, damage: str, save
 
 def forged(folder: Path, change) -> None:
     """An index that whoever wrote it signed with its own, right digest."""
-    contents = json.loads((folder / weights.INDEX).read_text())
-    del contents["digest"]
+    contents = json.loads((folder / weights.INDEX).read_text().splitlines()[1])
     change(contents)
-    (folder / weights.INDEX).write_text(json.dumps({**contents, "digest": weights._digest(contents)}))
+    text = json.dumps(contents).encode()
+    head = json.dumps({"digest": weightsfile._digest(text)}).encode()
+    (folder / weights.INDEX).write_bytes(head + b"\n" + text)
 
 
 @pytest.mark.parametrize(
@@ -409,9 +413,13 @@ def forged(folder: Path, change) -> None:
         lambda index: index["tensors"].pop(),
         lambda index: index["tensors"].append(3),
         lambda index: index.update(tensors={}),
-        lambda index: index.update(format=2),
+        lambda index: index.update(format=1),
+        lambda index: index.update(complete=1),
+        lambda index: index.update(chunks=["no digest"]),
+        lambda index: index.update(chunks=[3]),
+        lambda index: index["tensors"][0].update(requires_grad="yes"),
         lambda index: index.update(training=[[]]),
-        lambda index: index.pop("checksum"),
+        lambda index: index.pop("chunks"),
     ],
 )
 def test_a_forged_index_is_refused(change, saved: Path) -> None:
@@ -432,6 +440,178 @@ def test_a_type_that_needs_another_alignment_is_refused(tmp_path: Path) -> None:
     forged(tmp_path, change)
     with pytest.raises(SnapshotCorrupt, match="not aligned"):
         weights.fill(model, tmp_path)
+
+
+@pytest.fixture
+def several_chunks(tmp_path: Path) -> Path:
+    model = torch.nn.Module()
+    for name in "abc":
+        model.register_buffer(name, torch.randint(1, 100, (CHUNK_BYTES,), dtype=torch.uint8))
+    weights.save(model, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("at", "named"),
+    [
+        (CHUNK_BYTES // 2, "chunk 0 of 4, which holds the header, a."),
+        (CHUNK_BYTES + 1, "chunk 1 of 4, which holds a, b."),
+        (3 * CHUNK_BYTES, "chunk 3 of 4, which holds c."),
+    ],
+)
+def test_damage_is_named_by_chunk_and_tensor(at: int, named: str, several_chunks: Path) -> None:
+    with (several_chunks / weights.DATA).open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 64]))
+    with pytest.raises(SnapshotCorrupt, match="damaged") as caught:
+        weights.verify(several_chunks)
+    assert named in caught.value.message
+
+
+def test_the_store_names_what_is_damaged_in_a_copy(tmp_path: Path) -> None:
+    with Store(tmp_path).building("t", "fn.ns", {"code": "a"}, "weights") as draft:
+        weights.save(torch.nn.Linear(3, 3), draft.path)
+        published = draft.publish({})
+    with (published.path / weights.DATA).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    with pytest.raises(SnapshotCorrupt, match="chunk 0 of 1, which holds the header, bias, weight"):
+        Store(tmp_path).find("t", "fn.ns", {"code": "a"}, "weights")
+
+
+def test_zeros_may_become_holes(tmp_path: Path) -> None:
+    """A copy may leave out what is zero; it is the same file."""
+    model = torch.nn.Module()
+    model.register_buffer("zeros", torch.zeros(3 * CHUNK_BYTES, dtype=torch.uint8))
+    weights.save(model, tmp_path)
+    path = tmp_path / weights.DATA
+    size = path.stat().st_size
+    os.truncate(path, CHUNK_BYTES)
+    os.truncate(path, size)
+    assert path.stat().st_blocks * 512 < size / 2
+    weights.verify(tmp_path)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def damaging(fd: int) -> None:
+        if os.fstat(fd).st_size > CHUNK_BYTES:
+            os.pwrite(fd, b"?", CHUNK_BYTES)
+        real(fd)
+
+    model = torch.nn.Linear(2048, 2048)
+    monkeypatch.setattr(os, "fsync", damaging)
+    with pytest.raises(SnapshotCorrupt, match="damaged in chunk 1 of"):
+        weights.save(model, tmp_path)
+    assert not (tmp_path / weights.INDEX).exists()
+
+
+def test_a_page_that_cannot_be_read_is_an_error_and_no_crash(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> int:
+        paging.ctypes.set_errno(errno.EFAULT)
+        return -1
+
+    monkeypatch.setattr(paging, "_madvise", failing)
+    with pytest.raises(SnapshotCorrupt, match=f"{weights.DATA} cannot be read"):
+        weights.fill(fresh(), saved)
+
+
+# --- memory given up and brought back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_released_weights_come_back_into_the_same_tensors(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    weights.save(model, tmp_path)
+    before = tensors(model)
+    expected = {key: raw(value) for key, value in before.items()}
+    strides = {key: value.stride() for key, value in before.items()}
+    given_up = weights.release(model, tmp_path)
+    assert given_up >= sum(storage.nbytes() for storage in storages(MODELS[name]()).values())
+    assert not any(storage.nbytes() for storage in storages(model).values())
+    weights.refill(model, tmp_path)
+    for key, value in tensors(model).items():
+        assert value is before[key]
+        assert value.stride() == strides[key]
+        assert raw(value) == expected[key], key
+
+
+def storages(model: object) -> dict:
+    return {storage._cdata: storage for storage in (t.untyped_storage() for t in tensors(model).values() if t.numel())}
+
+
+def test_views_that_shared_memory_share_it_after_a_refill(tmp_path: Path) -> None:
+    model = Shared()
+    weights.save(model, tmp_path)
+    weights.release(model, tmp_path)
+    weights.refill(model, tmp_path)
+    model.front[5] = 77.0
+    assert model.back[0, 1] == 77.0
+
+
+def test_a_recurrent_layer_computes_after_a_refill(tmp_path: Path) -> None:
+    model = Recurrent().eval()
+    x = torch.rand(5, 2, 3)
+    expected = model.lstm(x)[0]
+    weights.save(model, tmp_path)
+    weights.release(model, tmp_path)
+    weights.refill(model, tmp_path)
+    assert torch.equal(model.lstm(x)[0], expected)
+
+
+def test_mapped_weights_are_not_given_up(saved: Path) -> None:
+    model = fresh()
+    weights.fill(model, saved)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert weights.release(model, saved) == 0
+    weights.refill(model, saved)
+    assert not model[0].weight.any(), "what this replica wrote stays"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3)),
+        lambda: torch.nn.Sequential(torch.nn.Linear(3, 5)),
+        lambda: transposed(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))),
+    ],
+    ids=["shape", "names", "strides"],
+)
+def test_nothing_is_given_up_that_would_not_come_back(other, saved: Path) -> None:
+    model = other()
+    expected = {key: raw(value) for key, value in tensors(model).items()}
+    with pytest.raises(SnapshotMismatch):
+        weights.release(model, saved)
+    assert {key: raw(value) for key, value in tensors(model).items()} == expected
+
+
+def transposed(model: torch.nn.Module) -> torch.nn.Module:
+    model[0].weight = torch.nn.Parameter(model[0].weight.t().contiguous().t())
+    return model
+
+
+def test_a_file_that_became_shorter_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(300, 300)
+    weights.save(model, tmp_path)
+    weights.release(model, tmp_path)
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with pytest.raises(SnapshotCorrupt, match="ends early"):
+        weights.refill(model, tmp_path)
+
+
+def test_short_reads_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(30, 30)
+    expected = model.weight.clone()
+    weights.save(model, tmp_path)
+    weights.release(model, tmp_path)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: real(fd, [buffers[0][:17]], at))
+    weights.refill(model, tmp_path)
+    assert torch.equal(model.weight, expected)
 
 
 # --- half-written snapshots ------------------------------------------------------------------------------------
