@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from adapter.policy import grants
 from adapter.policy.grants import (
@@ -135,15 +135,19 @@ def test_only_idle_replicas_are_asked_and_minimums_hold(situation):
             assert not asked
 
 
+def crowd(sizes, prices, need):
+    """One device full of idle neighbours."""
+    claims = [
+        Claim(f"r{n}", "a.ns", ("GPU-0",), size, ClaimState.IDLE, 0.0, float(price))
+        for n, (size, price) in enumerate(zip(sizes, prices, strict=True))
+    ]
+    return [Device("GPU-0", MODELS[0], sum(sizes))], claims, Want("b.ns", 1, need)
+
+
 @st.composite
 def crowds(draw):
-    """One device full of idle neighbours, and a want for most of it."""
     sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=14))
-    claims = [
-        Claim(f"r{n}", "a.ns", ("GPU-0",), size, ClaimState.IDLE, 0.0, float(draw(st.integers(0, 3))))
-        for n, size in enumerate(sizes)
-    ]
-    return [Device("GPU-0", MODELS[0], sum(sizes))], claims, Want("b.ns", 1, draw(st.integers(1, sum(sizes))))
+    return crowd(sizes, [draw(st.integers(0, 3)) for _ in sizes], draw(st.integers(1, sum(sizes))))
 
 
 @settings(max_examples=300)
@@ -160,6 +164,7 @@ def test_no_victim_can_be_left_out(situation, exact_claims, exact_sets):
 
 
 @given(crowds())
+@example(crowd([4, 9, 5], [1, 3, 2], 5))
 def test_the_quick_search_takes_one_alone_where_that_is_cheapest(situation):
     devices, claims, want = situation
     with _bounds(0, 1):
