@@ -31,6 +31,8 @@ class Rung(str, Enum):
 class PhaseName(str, Enum):
     """The parts of a start, in the order in which pictures show them."""
 
+    GPU_WAIT = "gpu_wait"
+    """Until the reservation ledger granted GPU memory: others held it, or had to be parked first."""
     SCHEDULE = "schedule"
     """The host's own work: from the request's arrival to the entrypoint's first instruction."""
     PULL = "pull"
@@ -40,8 +42,14 @@ class PhaseName(str, Enum):
     """Importing the handler and what it imports."""
     RESTORE = "restore"
     """From asking for the restore until the restored process runs."""
+    CUDA_RESTORE = "cuda_restore"
+    """The driver's part of waking a process: its device memory copied back, its contexts made anew."""
     LOAD = "load"
     """The handler's `load`, weights included."""
+    WEIGHTS = "weights"
+    """A weight snapshot, from its file to the device: beside other phases where these need no weights."""
+    GRAPHS = "graphs"
+    """Compiled code and CUDA graphs: captured, or taken from a cache."""
     WARMUP = "warmup"
     """The examples: run before a snapshot and after a plain load, so the first request is a warm one."""
     HANDOVER = "handover"
@@ -102,13 +110,20 @@ class StartRecord:
 
     def with_host_time(self, host_started_at_ns: int) -> StartRecord:
         """The same start seen from the host, which began it earlier: adds the `schedule` phase."""
-        lead = max(0, self.started_at_ns - host_started_at_ns)
-        moved = tuple(replace(p, start_ns=p.start_ns + lead, end_ns=p.end_ns + lead) for p in self.phases)
+        return self._after(PhaseName.SCHEDULE, max(0, self.started_at_ns - host_started_at_ns))
+
+    def with_gpu_wait(self, wait_ns: int) -> StartRecord:
+        """The same start from when its GPUs were asked for: adds the `gpu_wait` phase before all others."""
+        return self._after(PhaseName.GPU_WAIT, max(0, wait_ns))
+
+    def _after(self, name: PhaseName, lead_ns: int) -> StartRecord:
+        """With a first phase of `lead_ns`."""
+        moved = tuple(replace(p, start_ns=p.start_ns + lead_ns, end_ns=p.end_ns + lead_ns) for p in self.phases)
         return replace(
             self,
-            started_at_ns=self.started_at_ns - lead,
-            total_ns=self.total_ns + lead,
-            phases=(Phase(PhaseName.SCHEDULE, 0, lead), *moved),
+            started_at_ns=self.started_at_ns - lead_ns,
+            total_ns=self.total_ns + lead_ns,
+            phases=(Phase(name, 0, lead_ns), *moved),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +154,8 @@ class EventName(str, Enum):
     STARTED = "started"
     """A start is over and its first request is answered, or none was held. Fields: `record` (StartRecord)."""
     PARKED = "parked"
-    """The process is frozen; requests are held again and wake it."""
+    """The process is frozen, and its GPU memory given back; requests are held again. On a CPU they wake it, on a
+    GPU the host does (`adapter.replica.Command.RESUME`)."""
     SNAPSHOT = "snapshot"
     """Fields: `state` = building | published | failed | skipped, `key`, `reason`, `bytes`, `seconds`."""
     FAILED = "failed"
@@ -179,6 +195,7 @@ class LeasePhase(str, Enum):
     """At least one request is in flight."""
     IDLE = "idle"
     PARKED = "parked"
+    """It holds no GPU memory: the interval's device is where it was."""
     DRAINING = "draining"
 
 
@@ -187,8 +204,9 @@ class LeaseInterval:
     """One replica in one phase from `started_at_ns` to `ended_at_ns`; the ledger's unit.
 
     `id` is deterministic (replica and sequence number), so that a repeated delivery counts once.
-    `share` is the part of `device` held, 0 to 1, or a count of whole devices; `device` is a GPU's UUID,
-    or ``cpu`` where a replica holds none, and then its seconds are replica-seconds.
+    `share` is the part of `device` held, 0 to 1, or a count of whole devices; `device` is a GPU's UUID (several
+    with commas between), `gpu_model` its driver's name for it; or ``cpu`` and empty where a replica holds none,
+    and then its seconds are replica-seconds.
     """
 
     id: str
@@ -203,3 +221,4 @@ class LeaseInterval:
     phase: LeasePhase
     started_at_ns: int
     ended_at_ns: int
+    gpu_model: str = ""

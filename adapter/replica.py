@@ -8,7 +8,7 @@ The names of of-watchdog (``exec_timeout``, ``max_inflight`` …) and Knative (`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,6 +28,12 @@ def _switch(text: str) -> bool:
 def _when(text: str) -> str:
     if text not in {"auto", "on", "off"}:
         raise ValueError("auto, on or off")
+    return text
+
+
+def _whose(text: str) -> str:
+    if text not in {"held", "asked"}:
+        raise ValueError("held or asked")
     return text
 
 
@@ -84,6 +90,9 @@ class ReplicaSettings:
     )
     device: str = _variable(
         "GPUFN_DEVICE", str, "", "device that `load` is given; empty: cuda:0 where there is one, else cpu"
+    )
+    resume: str = _variable(
+        "GPUFN_RESUME", _whose, "held", "a parked process is woken by a held request, or when the host has asked for it"
     )
     snapshot_env: tuple[str, ...] = _variable(
         "GPUFN_SNAPSHOT_ENV", _words, (), "variables that `load` sees and the snapshot may hold; all others come later"
@@ -168,9 +177,23 @@ class Command:
     """What a host may say to an entrypoint on `commands_fd`: one word a line. The end of the stream is STOP."""
 
     PARK = b"park\n"
-    """Freeze the model process when no request is in flight; the next request wakes it."""
+    """Freeze the model process when no request is in flight, and give its GPU memory back; the next request wakes
+    it, or on a GPU RESUME does."""
+    RESUME = b"resume "
+    """Wake it on the GPUs that follow: UUIDs with commas between, in the order of the ones it was parked on. They
+    are the replica's from now on, for whatever it starts later too. Said only to parked ones."""
     STOP = b"stop\n"
     """Drain and exit, as SIGTERM does."""
+
+    @classmethod
+    def resume(cls, devices: Sequence[str]) -> bytes:
+        """The line that wakes a process on `devices`."""
+        return cls.RESUME + ",".join(devices).encode() + b"\n"
+
+    @classmethod
+    def devices_in(cls, line: bytes) -> tuple[str, ...]:
+        """The devices that a RESUME line names."""
+        return _words(line.removeprefix(cls.RESUME).decode())
 
 
 def shim_path() -> str:
