@@ -18,12 +18,16 @@ BAR_CELLS = 48
 """Width of a terminal's bar; with its labels it fits 80 columns."""
 
 COLOURS = {
+    PhaseName.GPU_WAIT: ("#c0392b", "#e06c5f"),
     PhaseName.SCHEDULE: ("#7d8590", "#8b949e"),
     PhaseName.PULL: ("#9a6b1f", "#c69026"),
     PhaseName.BOOT: ("#5b6fd8", "#8194f0"),
     PhaseName.IMPORT: ("#a33ea1", "#d16fcf"),
     PhaseName.RESTORE: ("#0f8a5f", "#2fbf8a"),
+    PhaseName.CUDA_RESTORE: ("#4d7c0f", "#84b83c"),
     PhaseName.LOAD: ("#d1481f", "#f0744a"),
+    PhaseName.WEIGHTS: ("#8a5a44", "#b98a74"),
+    PhaseName.GRAPHS: ("#6d4bb3", "#9d7fe0"),
     PhaseName.WARMUP: ("#d99a00", "#f0bd35"),
     PhaseName.HANDOVER: ("#178ba3", "#3fb8d0"),
     PhaseName.FIRST_RESPONSE: ("#3b9a1d", "#67c94a"),

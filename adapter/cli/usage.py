@@ -92,7 +92,7 @@ def report_command(
         intervals = ledger.summary(chosen.start_ns, chosen.end_ns) if ledger else []
         starts = ledger.starts(limit=None, since_ns=chosen.start_ns) if ledger else []
     rows = report(intervals, starts, plan, start_ns=chosen.start_ns, end_ns=chosen.end_ns, by=by)
-    output.rows([_row(row, by, plan) for row in rows], _columns(by, plan, output), empty=_EMPTY)
+    output.rows([_row(row, by, plan) for row in rows], _columns(by, plan, rows, output), empty=_EMPTY)
     if rows:
         note(f"{chosen}{f'; prices: {prices}' if prices else ''}")
     unpriced = sorted({interval.price_class for interval in intervals} - set(plan.classes))
@@ -134,6 +134,7 @@ def _row(row: ReportRow, by: Sequence[str], plan: PricePlan) -> dict[str, Any]:
     return {
         **dict(zip(by, row.group, strict=True)),
         "unit": row.unit,
+        "gpu_models": sorted(row.gpu_models),
         "allocated_ns": round(row.allocated_ns),
         **{f"{phase.value}_ns": round(row.phase_ns.get(phase, Decimal(0))) for phase in LeasePhase},
         "busy_ratio": round(row.busy_ratio, 6),
@@ -144,10 +145,12 @@ def _row(row: ReportRow, by: Sequence[str], plan: PricePlan) -> dict[str, Any]:
     }
 
 
-def _columns(by: Sequence[str], plan: PricePlan, output: Output) -> list[Column]:
+def _columns(by: Sequence[str], plan: PricePlan, rows: Sequence[ReportRow], output: Output) -> list[Column]:
     money = f" {plan.currency}" if plan.currency else ""
+    shows_models = "gpu_model" not in by and any(row.gpu_models for row in rows)
     return [
-        *(Column(name.upper(), name) for name in by),
+        *(Column(name.upper().replace("_", " "), name) for name in by),
+        *([Column("GPU", "gpu_models")] if shows_models else []),
         Column("UNIT", "unit"),
         Column("ALLOCATED", "allocated_ns", _seconds, right=True),
         *(Column(phase.value.upper(), f"{phase.value}_ns", _seconds, right=True) for phase in LeasePhase),
@@ -185,6 +188,7 @@ _LEASE_COLUMNS = [
     Column("CLASS", "price_class", wide=True),
     Column("PHASE", "phase"),
     Column("DEVICE", "device"),
+    Column("GPU", "gpu_model", wide=True),
     Column("SHARE", "share", lambda share: f"{share:g}", right=True),
     Column("STARTED", "started_at_ns", format_instant),
     Column("ENDED", "ended_at_ns", format_instant),

@@ -5,12 +5,13 @@ Implementations: `adapter.hosts.process` (this machine, no containers). Callers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from adapter.policy.grants import Device
 from adapter.records import Event
 from adapter.spec import FunctionSpec
 
@@ -33,12 +34,21 @@ class Deployment:
         return f"{self.name}.{self.namespace}"
 
 
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The GPUs of a host, MIG slices in the place of the GPU they are cut from. `why_not`: why there are none."""
+
+    devices: tuple[Device, ...] = ()
+    driver: str = ""
+    why_not: str = ""
+
+
 class ReplicaState(str, Enum):
     STARTING = "starting"
     """Its socket listens and requests sent to it are held; no model process serves yet."""
     SERVING = "serving"
     PARKED = "parked"
-    """Frozen, memory kept; a request sent to it wakes it."""
+    """Frozen, memory kept; a request sent to it wakes it. One that was given GPUs holds none: `resume` wakes it."""
     STOPPING = "stopping"
     GONE = "gone"
 
@@ -57,6 +67,9 @@ class Replica(Protocol):
     def park(self) -> None:
         """Ask it to freeze; the PARKED event follows once no request is in flight, or nothing happens."""
 
+    def resume(self, devices: Sequence[str]) -> None:
+        """Wake a parked replica on these GPUs (UUIDs), its own from now on; the SERVING event follows."""
+
     async def stop(self, grace_s: float) -> None:
         """Drain, exit; killed after `grace_s` seconds. Returns when nothing of it is left."""
 
@@ -70,9 +83,13 @@ class Host(Protocol):
     async def prepare(self, deployment: Deployment) -> None:
         """Make `deployment` startable: find its folder, build its environment. May take minutes; idempotent."""
 
-    async def start(self, deployment: Deployment, sink: EventSink) -> Replica:
-        """Start a replica; returns as soon as requests can be sent to it. Its events go to `sink`, and after
-        the last of them, when the replica has ended for whatever reason, an Event STOPPED always does."""
+    async def start(self, deployment: Deployment, sink: EventSink, devices: tuple[str, ...] = ()) -> Replica:
+        """Start a replica on these GPUs (UUIDs), the only ones it sees; returns as soon as requests can be sent
+        to it. Its events go to `sink`, and after the last of them, when the replica has ended for whatever
+        reason, an Event STOPPED always does."""
+
+    async def inventory(self) -> Inventory:
+        """Its GPUs as they are now. Never raises: what hinders is `why_not`."""
 
     async def remove(self, deployment: Deployment) -> None:
         """Forget what `prepare` made for this deployment alone (its logs, not shared environments)."""

@@ -19,16 +19,17 @@ import logging
 import os
 import re
 import secrets
-import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import adapter
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
-from adapter.hosts import Deployment, EventSink
+from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
+from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.process_replica import ProcessReplica
 from adapter.hosts.replica_log import ReplicaLog
@@ -105,7 +106,7 @@ class ProcessHost:
             python = await asyncio.to_thread(self._environments.python_for, folder)
         self._pythons[deployment.image] = python
 
-    async def start(self, deployment: Deployment, sink: EventSink) -> ProcessReplica:
+    async def start(self, deployment: Deployment, sink: EventSink, devices: tuple[str, ...] = ()) -> ProcessReplica:
         python = self._python_for(deployment)
         if self._closing:
             raise Unavailable("This host is shutting down.", code="closing")
@@ -114,7 +115,10 @@ class ProcessHost:
         shell = None
         try:
             shell = self._take_standby() or self._new_shell()
-            replica = self._give(shell, deployment, folder, python, listener, sink)
+            orders = self._orders(shell, deployment, folder, python, devices)
+            shell.give_orders(environment_of(deployment, orders, self._shim, devices), listener)
+            port = listener.getsockname()[1]
+            replica = self._replica(shell, deployment, orders.replica, port, sink)
         except BaseException:
             if shell is not None:
                 shell.close()
@@ -126,25 +130,28 @@ class ProcessHost:
         replica.watch()
         return replica
 
-    def _give(
-        self, shell: Shell, deployment: Deployment, folder: Path, python: Path, listener: socket.socket, sink: EventSink
-    ) -> ProcessReplica:
-        """Turn a waiting shell into a replica of `deployment`."""
-        identity = f"{deployment.name}-{shell.home.name}"
-        settings = replace(
-            settings_of(deployment),
-            replica=identity,
+    def _orders(
+        self, shell: Shell, deployment: Deployment, folder: Path, python: Path, devices: Sequence[str]
+    ) -> ReplicaSettings:
+        """What turns a waiting shell into a replica of `deployment`."""
+        return replace(
+            settings_of(deployment, devices),
+            replica=f"{deployment.name}-{shell.home.name}",
             folder=str(folder),
             python=str(python),
             runtime_dir=str(shell.home),
             snapshot_dir=str(self._snapshots),
             secrets_dir=self._copy_secrets(deployment, shell),
         )
-        environment = environment_of(deployment, settings, self._shim)
-        shell.give_orders(environment, listener)
+
+    def _replica(
+        self, shell: Shell, deployment: Deployment, identity: str, port: int, sink: EventSink
+    ) -> ProcessReplica:
         log = ReplicaLog(self.log_path(deployment), identity, self._echo)
-        port = listener.getsockname()[1]
         return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
+
+    async def inventory(self) -> Inventory:
+        return await asyncio.to_thread(read_inventory)
 
     def _copy_secrets(self, deployment: Deployment, shell: Shell) -> str:
         """Copy the secrets for one replica; returns where its handler finds them: at OpenFaaS's path if possible."""
@@ -240,8 +247,8 @@ class ProcessHost:
         return shell
 
 
-def settings_of(deployment: Deployment) -> ReplicaSettings:
-    """What a deployment asks for, without what belongs to one replica. Raises `ConfigError`."""
+def settings_of(deployment: Deployment, devices: Sequence[str] = ()) -> ReplicaSettings:
+    """What a deployment asks for, on these GPUs, without what belongs to one replica. Raises `ConfigError`."""
     spec = deployment.spec
     asked = {name: value for name, value in deployment.env if name in WATCHDOG_VARIABLES}
     settings = replace(
@@ -256,6 +263,8 @@ def settings_of(deployment: Deployment) -> ReplicaSettings:
         start_timeout_s=spec.start_timeout_s,
         process_snapshot=spec.process_snapshot,
         weight_snapshot=spec.weight_snapshot,
+        device="cuda:0" if devices else "" if spec.gpus else "cpu",  # a replica numbers its GPUs from zero
+        resume="asked" if devices else "held",
         snapshot_env=spec.snapshot_env,
         tenant=spec.tenant,
     )
@@ -268,11 +277,15 @@ def settings_of(deployment: Deployment) -> ReplicaSettings:
     return settings
 
 
-def environment_of(deployment: Deployment, settings: ReplicaSettings, shim: Path) -> dict[str, str]:
+def environment_of(
+    deployment: Deployment, settings: ReplicaSettings, shim: Path, devices: Sequence[str] = ()
+) -> dict[str, str]:
     """All variables of a replica: the machine's, the deployment's over them, and ours over both."""
     own = dict(deployment.env)
     path = os.pathsep.join(part for part in (str(shim), own.get("PYTHONPATH", "")) if part)
     passed_on = {name: os.environ[name] for name in (ENV_CRIU, "XDG_DATA_HOME") if name in os.environ}
+    if devices or not deployment.spec.gpus:  # a replica sees no GPU that it was not given
+        passed_on["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return {
         **base_environment(os.environ),
         "HOSTNAME": settings.replica,

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from adapter.errors import Timeout
@@ -67,6 +67,9 @@ class ProcessReplica:
 
     def park(self) -> None:
         self._shell.say(Command.PARK)
+
+    def resume(self, devices: Sequence[str]) -> None:
+        self._shell.say(Command.resume(devices))
 
     async def stop(self, grace_s: float) -> None:
         """Raises `Timeout` where the kernel does not end a killed process."""

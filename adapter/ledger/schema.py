@@ -24,6 +24,7 @@ LEASES = sa.Table(
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("started_at_ns", sa.BigInteger, nullable=False),
     sa.Column("ended_at_ns", sa.BigInteger, nullable=False),
+    sa.Column("gpu_model", sa.Text, nullable=False),
 )
 STARTS = sa.Table(
     "starts",
@@ -57,6 +58,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX starts_by_time ON starts (started_at_ns)",
     ),
+    ("ALTER TABLE lease_intervals ADD COLUMN gpu_model TEXT NOT NULL DEFAULT ''",),
 )
 
 VERSION = len(STEPS)

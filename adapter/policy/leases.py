@@ -24,7 +24,7 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds what: the facts of a lease that do not change while it lasts."""
+    """Who holds what. Only the GPU may change while a lease lasts: a parked replica can wake on another one."""
 
     function: str
     namespace: str
@@ -34,6 +34,7 @@ class Holder:
     price_class: str
     device: str = CPU_DEVICE
     share: float = 1.0
+    gpu_model: str = ""
 
 
 _ADDED_UP = frozenset({LeasePhase.RUNNING, LeasePhase.IDLE})
@@ -72,18 +73,26 @@ class LeaseTracker:
     _ended: dict[str, None] = field(default_factory=dict)
 
     def observe(self, holder: Holder, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
-        """The replica is in `phase` now; returns the intervals that end with that."""
+        """`holder`'s replica is in `phase` now; returns the intervals that end with that."""
         lease = self._open.get(holder.replica)
         if lease is None and holder.replica in self._ended:
             return []
         if lease is None:
             self._open[holder.replica] = _Open(holder, phase, now_ns, now_ns)
             return []
+        if lease.holder != holder:
+            return self._change_holder(lease, holder, phase, now_ns)
         if lease.phase is phase:
             return []
         before = lease.phase
         lease.move_to(phase, now_ns)
         return [] if {before, phase} <= _ADDED_UP else self._tell(lease)
+
+    def _change_holder(self, lease: _Open, holder: Holder, phase: LeasePhase, now_ns: int) -> list[LeaseInterval]:
+        lease.move_to(phase, now_ns)
+        intervals = self._tell(lease)
+        lease.holder = holder
+        return intervals
 
     def heartbeat(self, now_ns: int) -> list[LeaseInterval]:
         """Every open lease up to now."""

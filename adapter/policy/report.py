@@ -14,7 +14,7 @@ from adapter.policy.leases import CPU_DEVICE
 from adapter.policy.pricing import PricePlan
 from adapter.records import LeaseInterval, LeasePhase, StartRecord
 
-GROUPS = ("function", "namespace", "tenant", "phase", "device", "revision", "replica", "price_class")
+GROUPS = ("function", "namespace", "tenant", "phase", "device", "gpu_model", "revision", "replica", "price_class")
 GPU_SECONDS, REPLICA_SECONDS = "GPU-seconds", "replica-seconds"
 
 _EXACT = Context(prec=100)
@@ -32,6 +32,8 @@ class ReportRow:
     cost: Decimal = Decimal(0)
     starts: int = 0
     failed_starts: int = 0
+    gpu_models: set[str] = field(default_factory=set)
+    """Of the GPUs that were held, where they are known."""
 
     @property
     def allocated_ns(self) -> Decimal:
@@ -60,15 +62,17 @@ def report(
     """
     rows: dict[tuple[tuple[str, ...], str], ReportRow] = {}
     holders: dict[str, LeaseInterval] = {}
-    held_ns: dict[tuple[tuple[str, ...], str, LeasePhase, float, str], int] = {}
+    held_ns: dict[tuple[tuple[str, ...], str, LeasePhase, float, str, str], int] = {}
     for interval in intervals:
         nanoseconds = min(interval.ended_at_ns, end_ns) - max(interval.started_at_ns, start_ns)
         if nanoseconds > 0:
-            key = (_group(interval, by), unit_of(interval), interval.phase, interval.share, interval.price_class)
+            what = interval.phase, interval.share, interval.price_class, interval.gpu_model
+            key = (_group(interval, by), unit_of(interval), *what)
             held_ns[key] = held_ns.get(key, 0) + nanoseconds
             holders[interval.replica] = interval
-    for (group, unit, phase, share, price_class), nanoseconds in held_ns.items():
+    for (group, unit, phase, share, price_class, gpu_model), nanoseconds in held_ns.items():
         row = rows.setdefault((group, unit), ReportRow(group, unit))
+        row.gpu_models |= {gpu_model} - {""}
         weighted_ns = _EXACT.multiply(Decimal(nanoseconds), Decimal(str(share)))
         row.phase_ns[phase] = _EXACT.add(row.phase_ns.get(phase, Decimal(0)), weighted_ns)
         rate = plan.rate(price_class, phase, gpu=unit == GPU_SECONDS)

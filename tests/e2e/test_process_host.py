@@ -108,6 +108,25 @@ def test_a_replica_serves_parks_wakes_and_stops(tmp_path, functions, entrypoint,
     assert list((tmp_path / "s" / "replicas").iterdir()) == []
 
 
+def test_a_replica_gets_its_gpus_and_wakes_on_those_it_is_told(tmp_path, functions, fake):
+    async def scenario():
+        listener = Listener()
+        async with running(tmp_path / "s", functions) as host:
+            wanted = deployment(annotations={"gpufn.dev/gpu": "2"})
+            await host.prepare(wanted)
+            replica = await host.start(wanted, listener, ("GPU-1", "GPU-2"))
+            shown = json.loads(await ask(replica))
+            assert shown["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+            assert (shown["GPUFN_DEVICE"], shown["GPUFN_RESUME"]) == ("cuda:0", "asked")
+            await parked(replica, listener)
+            replica.resume(("GPU-3", "GPU-2"))
+            woken = await listener.heard(EventName.SERVING, 2)
+            assert woken.fields == {"rung": "resume", "devices": ["GPU-3", "GPU-2"]}
+            assert replica.state is ReplicaState.SERVING
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("victim", ["wrapper", "entrypoint"])
 def test_a_killed_replica_ends_whole_and_says_so_once(tmp_path, functions, entrypoint, isolation, victim):
     async def scenario():

@@ -2,7 +2,7 @@
 
 "" serves; "garbage" says things that are no events first; "twice" says STOPPED twice; "dies" ends with
 code 7 once it has its orders; "deaf" hears nothing, not even its host's end; "stray" leaves a process of
-another session behind; "chatty" prints.
+another session behind; "chatty" prints. On RESUME it serves again, and says on which devices.
 """
 
 import json
@@ -15,6 +15,10 @@ import time
 
 from adapter.records import Event, EventName
 from adapter.replica import STANDBY_VARIABLE, Command
+
+SHOWN = (
+    "GPUFN_FUNCTION", "GPUFN_SECRETS_DIR", "WHO", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "GPUFN_DEVICE", "GPUFN_RESUME"
+)  # fmt: skip
 
 
 def main():
@@ -51,13 +55,15 @@ def main():
             break
         if Command.PARK in words:
             say(EventName.PARKED)
+        if words.startswith(Command.RESUME):
+            say(EventName.SERVING, rung="resume", devices=Command.devices_in(words))
     for _ in range(2 if behaviour == "twice" else 1):
         say(EventName.STOPPED)
     return 0
 
 
 def serve(listener, environ):
-    shown = {name: environ.get(name) for name in ("GPUFN_FUNCTION", "GPUFN_SECRETS_DIR", "WHO", "PYTHONPATH")}
+    shown = {name: environ.get(name) for name in SHOWN}
     body = json.dumps(shown).encode()
     while True:
         connection, _ = listener.accept()

@@ -1,5 +1,6 @@
 """Lease intervals add up to lifetimes, whatever a replica does and however often it is told."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given, strategies as st
@@ -155,3 +156,23 @@ def test_the_ended_are_forgotten_some_day(monkeypatch):
         tracker.observe(holder(n), LeasePhase.IDLE, n)
         tracker.end(f"embed-{n}", n)
     assert list(tracker._ended) == ["embed-48", "embed-49"]
+
+
+@given(st.lists(st.tuples(EVENT, st.integers(0, 1)), max_size=30))
+def test_each_gpu_is_held_from_when_it_is_told_until_the_next(events):
+    """A replica that wakes on another GPU: no nanosecond is the wrong one's."""
+    tracker = LeaseTracker(WALL_NS, MONOTONIC_NS)
+    now_ns, on, intervals, expected = MONOTONIC_NS, None, [], {0: 0, 1: 0}
+    for (what, _, step_ns), gpu in events:
+        now_ns += step_ns
+        if on is not None:
+            expected[on] += step_ns
+        if what == "heartbeat":
+            intervals += tracker.heartbeat(now_ns)
+        elif isinstance(what, LeasePhase):
+            on = gpu
+            intervals += tracker.observe(replace(holder(0), device=f"GPU-{gpu}"), what, now_ns)
+    intervals += tracker.heartbeat(now_ns)
+    for gpu, held_ns in expected.items():
+        assert sum(i.ended_at_ns - i.started_at_ns for i in intervals if i.device == f"GPU-{gpu}") == held_ns
+    assert [i.id for i in intervals] == [f"embed-0:{n}" for n in range(len(intervals))]

@@ -99,6 +99,8 @@ def _setting(item):
     default = item.default
     if item.name in ("process_snapshot", "weight_snapshot"):
         return st.sampled_from(["auto", "on", "off"])
+    if item.name == "resume":
+        return st.sampled_from(["held", "asked"])
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):

@@ -75,3 +75,10 @@ def test_an_event_is_one_line():
     line = Event(EventName.FAILED, 7, {"reason": "two\nlines"}).to_line()
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
+
+
+def test_a_wait_for_a_gpu_comes_before_all_else():
+    seen = RECORD.with_host_time(RECORD.started_at_ns - 50).with_gpu_wait(1000)
+    assert seen.phases[:2] == (Phase(PhaseName.GPU_WAIT, 0, 1000), Phase(PhaseName.SCHEDULE, 1000, 1050))
+    assert (seen.started_at_ns, seen.total_ns) == (RECORD.started_at_ns - 1050, 1350)
+    assert seen.covered_ratio == 1.0

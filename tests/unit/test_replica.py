@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 
 from adapter.errors import ConfigError
-from adapter.replica import OWN_VARIABLES, ReplicaSettings, base_environment, user_environment
+from adapter.replica import OWN_VARIABLES, Command, ReplicaSettings, base_environment, user_environment
 
 
 def test_an_empty_environment_gives_the_defaults():
@@ -58,3 +58,12 @@ def test_the_users_environment_is_neither_ours_nor_the_machines():
 
 def test_own_variables_are_those_the_settings_read():
     assert {"PORT", "GPUFN_LISTEN_FD", "exec_timeout"} <= OWN_VARIABLES
+
+
+@pytest.mark.parametrize("devices", [("GPU-1",), ("GPU-1", "GPU-2"), ("MIG-3",)])
+def test_a_resume_line_names_its_devices(devices):
+    line = Command.resume(devices)
+    assert line.startswith(Command.RESUME)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert Command.devices_in(line) == devices

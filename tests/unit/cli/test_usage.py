@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import time
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
@@ -160,3 +162,16 @@ def test_a_damaged_ledger_is_an_error_of_three_lines(state_dir, capsys):
     assert first == "✗ The ledger cannot be used.  [ledger-failed]"
     assert "ledger.sqlite" in why
     assert "move it away" in hint
+
+
+def test_the_gpus_model_is_shown_where_it_is_known(began_ns, state_dir, capsys):
+    one = replace(lease(9, LeasePhase.RUNNING, began_ns, 1, function="chat", device="GPU-2"), gpu_model="NVIDIA L4")
+    with closing(Ledger.open(ledger_url(state_dir))) as ledger:
+        ledger.add_intervals([one])
+    assert run(["usage", "report", "--for", "2h"]) == 0
+    header, caption, chat, _ = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["FUNCTION", "GPU", "UNIT"]
+    assert "NVIDIA L4" in chat
+    assert caption.split()[1] == "–"
+    assert run(["usage", "report", "--for", "2h", "--by", "gpu-model", "--json"]) == 0
+    assert [row["gpu_model"] for row in json.loads(capsys.readouterr().out)] == ["", "", "NVIDIA L4"]

@@ -86,3 +86,26 @@ def test_names_and_variables_that_cannot_be_used_are_refused(wrong):
 
 def test_ordinary_deployments_pass():
     _check(deployment(secrets=("api-key", "db.password", "A_1"), WHO="me", exec_timeout="5s", PORT="9000"))
+
+
+def test_a_replica_sees_the_gpus_that_it_was_given_and_no_other(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    wanted = deployment({"gpufn.dev/gpu": "2"}, CUDA_VISIBLE_DEVICES="all")
+    settings = settings_of(wanted, ("GPU-7", "GPU-8"))
+    assert (settings.device, settings.resume) == ("cuda:0", "asked")
+    assert environment_of(wanted, settings, Path("/shim"), ("GPU-7", "GPU-8"))["CUDA_VISIBLE_DEVICES"] == "GPU-7,GPU-8"
+
+
+def test_a_function_without_a_gpu_sees_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    settings = settings_of(deployment())
+    assert (settings.device, settings.resume) == ("cpu", "held")
+    assert environment_of(deployment(), settings, Path("/shim"))["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_without_a_ledger_of_grants_a_gpu_function_sees_what_the_machine_shows(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    wanted = deployment({"gpufn.dev/gpu": "1"})
+    settings = settings_of(wanted)
+    assert (settings.device, settings.resume) == ("", "held")
+    assert environment_of(wanted, settings, Path("/shim"))["CUDA_VISIBLE_DEVICES"] == "1"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from adapter.policy.pricing import PricePlan
 from adapter.policy.report import GPU_SECONDS, REPLICA_SECONDS, report
 from adapter.records import LeaseInterval, LeasePhase, Rung, StartRecord
@@ -73,3 +75,10 @@ def test_starts_outside_the_range_are_not_counted():
 def test_starts_belong_to_no_phase():
     found = rows([lease(0), lease(1, LeasePhase.IDLE)], [start(5)], by=("phase", "function"))
     assert [(r.group, r.starts) for r in found] == [(("idle", "embed"), 0), (("running", "embed"), 0)]
+
+
+def test_a_row_names_the_gpus_that_were_held():
+    held = [replace(lease(n), gpu_model=model) for n, model in enumerate(("NVIDIA L4", "NVIDIA H100", ""))]
+    (row,) = rows(held)
+    assert row.gpu_models == {"NVIDIA L4", "NVIDIA H100"}
+    assert [r.group for r in rows(held, by=("gpu_model",))] == [("",), ("NVIDIA H100",), ("NVIDIA L4",)]
