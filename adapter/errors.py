@@ -76,11 +76,6 @@ class SnapshotCorrupt(SnapshotError):
     default_code = "snapshot-corrupt"
 
 
-class GpuError(AdapterError):
-    http_status = 503
-    default_code = "gpu-failed"
-
-
 class NotFound(AdapterError):
     exit_code = 4
     http_status = 404
