@@ -11,6 +11,7 @@
     ├─ Unavailable         a peer that does not answer, or refuses                        exit 6  http 502
     ├─ Overloaded          a bound was reached; `retry_after_s` says when to come back    exit 6  http 429
     ├─ Timeout             waited for as long as was allowed                              exit 7  http 504
+    ├─ GpuError            no GPU that can be used, or one that refuses or failed         exit 8  http 503
     └─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
 
 An error says what happened (`message`), why (`why`) and what to do (`hint`): the command line prints
@@ -102,6 +103,12 @@ class Timeout(AdapterError):
     exit_code = 7
     http_status = 504
     default_code = "timed-out"
+
+
+class GpuError(AdapterError):
+    exit_code = 8
+    http_status = 503
+    default_code = "gpu-failed"
 
 
 class LedgerError(AdapterError):

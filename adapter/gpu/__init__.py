@@ -1,0 +1,5 @@
+"""GPUs: what is there, what works on it, and giving its memory back while the process stays.
+
+Part of the shim: standard library only until a GPU is touched, and that never in the entrypoint itself but in
+the helper process (`helper`), which holds the initialised driver and may hang or die without harm.
+"""
