@@ -43,10 +43,10 @@ except GpuError as error:
 """
 
 
-def drive(machine, pid, steps, user=os.getuid()):
+def drive(machine, pid, steps, user=None):
     """The state after those steps, taken in a process of their own, and the code of the error that ended them."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(pid), " ".join(steps), str(user)],
+        [sys.executable, "-c", PROGRAM, str(pid), " ".join(steps), str(os.getuid() if user is None else user)],
         env={**os.environ, **machine.environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -106,7 +106,9 @@ def test_a_mapping_onto_the_same_gpu_is_accepted(machine, subject):
     uuid = subject.tell("gpu")
     text = f"GPU-{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
     reached, code, *_ = drive(
-        machine, subject.pid, ["lock", "checkpoint", f"restore={json.dumps({text: text}, separators=(',', ':'))}", "unlock"]
+        machine,
+        subject.pid,
+        ["lock", "checkpoint", f"restore={json.dumps({text: text}, separators=(',', ':'))}", "unlock"],
     )
     assert (reached, code) == ("running", "")
     assert subject.tell("gpu") == uuid
