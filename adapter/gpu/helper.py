@@ -242,18 +242,24 @@ class Helper:
             data, pidfd = receive(connection)
         except BlockingIOError:
             return
-        if not data:  # the socket itself is freed, and so closed, once its last request is answered
-            self._selector.unregister(connection)
+        if not data:
+            self._drop(connection)
             return
         try:
             request = Request.from_message(data)
         except AdapterError as exc:
             logger.warning("request refused", extra={"fields": {"reason": exc.message}})
-            self._selector.unregister(connection)
+            self._drop(connection)
             if pidfd is not None:
                 os.close(pidfd)
             return
         _thread(self._answer, connection, request, pidfd)
+
+    def _drop(self, connection: socket.socket) -> None:
+        """The descriptor itself stays until nobody has the socket any more: a thread may be about to answer."""
+        self._selector.unregister(connection)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, connection: socket.socket, request: Request, pidfd: int | None) -> None:
         try:
