@@ -6,12 +6,12 @@
     ├─ SnapshotError       a snapshot that is missing, damaged, foreign or cannot be made exit 1  http 503
     │  ├─ SnapshotMismatch    made for another identity (code, machine, versions)
     │  └─ SnapshotCorrupt     its files are not what was published
-    ├─ GpuError            no GPU, a driver that refuses, a GPU that is full or lost      exit 1  http 503
     ├─ NotFound            function, secret, snapshot                                     exit 4  http 404
     ├─ Conflict            exists already, or someone else holds it                       exit 5  http 409
     ├─ Unavailable         a peer that does not answer, or refuses                        exit 6  http 502
     ├─ Overloaded          a bound was reached; `retry_after_s` says when to come back    exit 6  http 429
     ├─ Timeout             waited for as long as was allowed                              exit 7  http 504
+    ├─ GpuError            no GPU that can be used, or one that refuses or failed         exit 8  http 503
     └─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
 
 An error says what happened (`message`), why (`why`) and what to do (`hint`): the command line prints
@@ -75,11 +75,6 @@ class SnapshotCorrupt(SnapshotError):
     default_code = "snapshot-corrupt"
 
 
-class GpuError(AdapterError):
-    http_status = 503
-    default_code = "gpu-failed"
-
-
 class NotFound(AdapterError):
     exit_code = 4
     http_status = 404
@@ -108,6 +103,12 @@ class Timeout(AdapterError):
     exit_code = 7
     http_status = 504
     default_code = "timed-out"
+
+
+class GpuError(AdapterError):
+    exit_code = 8
+    http_status = 503
+    default_code = "gpu-failed"
 
 
 class LedgerError(AdapterError):

@@ -257,7 +257,7 @@ def _gpu_memory() -> Iterator[None]:
             "The GPU has no memory left for the weights.",
             why=f"{exc}.".splitlines()[0],
             hint="Give the function a larger GPU, or a smaller share to the others.",
-            code="out-of-gpu-memory",
+            code="gpu-out-of-memory",
         ) from exc
 
 
