@@ -6,7 +6,6 @@
     ├─ SnapshotError       a snapshot that is missing, damaged, foreign or cannot be made exit 1  http 503
     │  ├─ SnapshotMismatch    made for another identity (code, machine, versions)
     │  └─ SnapshotCorrupt     its files are not what was published
-    ├─ GpuError            no GPU, a driver that refuses, a GPU that is full or lost      exit 1  http 503
     ├─ NotFound            function, secret, snapshot                                     exit 4  http 404
     ├─ Conflict            exists already, or someone else holds it                       exit 5  http 409
     ├─ Unavailable         a peer that does not answer, or refuses                        exit 6  http 502

@@ -62,7 +62,7 @@ def _refusal(call_name: str, result: Any) -> GpuError:
         return GpuError(
             "There is no host memory to pin.", why=why, hint="Raise the memory limit.", code="out-of-host-memory"
         )
-    return GpuError("The GPU has no memory left.", why=why, hint="Choose a larger GPU.", code="out-of-gpu-memory")
+    return GpuError("The GPU has no memory left.", why=why, hint="Choose a larger GPU.", code="gpu-out-of-memory")
 
 
 @contextmanager

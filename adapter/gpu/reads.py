@@ -6,7 +6,6 @@ Standard library only; knows nothing of GPUs.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import errno
 import mmap
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from adapter.errors import SnapshotCorrupt, SnapshotError
+from adapter.pagecache import resident_ratio
 
 PAGE_BYTES = 4096
 """What O_DIRECT may ask offsets, lengths and addresses to be multiples of."""
@@ -127,23 +127,12 @@ class Source:
 
 
 def _resident_ratio(fd: int, reads: Sequence[Read]) -> float:
-    """How much of what is to be read lies in the page cache, by a sample of pages. Reads nothing."""
     step = max(1, len(reads) // _SAMPLES)
-    pages = [read.start for read in reads[::step]]
     try:
-        mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+        return resident_ratio(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY), [read.start for read in reads[::step]])
     except (OSError, ValueError):
         return 0
-    base = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
-    found, byte = 0, ctypes.c_ubyte()
-    for page in pages:
-        if page < len(mapping) and _mincore(base + page, PAGE_BYTES, ctypes.byref(byte)) == 0:
-            found += byte.value & 1
-    return found / len(pages)
 
-
-_mincore = ctypes.CDLL(None, use_errno=True).mincore
-_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 _faster_direct: dict[int, bool] = {}
 """Device number of a mount -> whether reads past the page cache are faster there. A restored process keeps it."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapter.errors import GpuError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
+from adapter.pagecache import ReadAhead, populate
 from adapter.snapshot.layout import Piece, Slot, Tensor, cut, end_bytes, slots_of, submodules_of
-from adapter.snapshot.paging import ReadAhead, populate
 from adapter.snapshot.tensorfile import Header, arrange
 from adapter.snapshot.weightsfile import DATA, INDEX, Index, Writer, reading, verify, writing
 
@@ -257,7 +257,7 @@ def _gpu_memory() -> Iterator[None]:
             "The GPU has no memory left for the weights.",
             why=f"{exc}.".splitlines()[0],
             hint="Give the function a larger GPU, or a smaller share to the others.",
-            code="out-of-gpu-memory",
+            code="gpu-out-of-memory",
         ) from exc
 
 
@@ -329,7 +329,9 @@ def _check_nothing_left(name: str, module: Any) -> None:
     import torch
 
     for attribute, value in vars(module).items():
-        held = value if isinstance(value, (list, tuple)) else (value,)
+        if not isinstance(value, (torch.Tensor, list, tuple)):
+            continue
+        held = (value,) if isinstance(value, torch.Tensor) else value
         if any(isinstance(item, torch.Tensor) and item.is_meta for item in held):
             raise SnapshotMismatch(
                 f"{'.'.join(filter(None, (name, attribute)))} has no data.",

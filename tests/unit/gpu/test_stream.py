@@ -131,7 +131,7 @@ def test_nothing_to_stream_needs_no_gpu() -> None:
         ("cuEventRecord 3 fail 999", "gpu-failed", "cuEventRecord"),
         ("cuEventSynchronize 4 fail 719", "gpu-failed", "CUDA_ERROR_LAUNCH_FAILED"),
         ("cuStreamSynchronize 1 fail 719", "gpu-failed", "cuStreamSynchronize"),
-        ("cuDevicePrimaryCtxRetain 2 fail 2", "out-of-gpu-memory", "cuDevicePrimaryCtxRetain"),
+        ("cuDevicePrimaryCtxRetain 2 fail 2", "gpu-out-of-memory", "cuDevicePrimaryCtxRetain"),
     ],
 )
 def test_a_driver_that_refuses_is_said_so_and_leaves_nothing(

@@ -69,7 +69,7 @@ with Region(3 << 20) as region:
     region.map()
     print(region.is_mapped, used() >= 3)
 """)
-    assert said.splitlines() == ["out-of-gpu-memory False 0", "True True"]
+    assert said.splitlines() == ["gpu-out-of-memory False 0", "True True"]
 
 
 def test_more_than_the_gpu_has_is_refused(run, simulated: Simulated) -> None:
@@ -81,4 +81,4 @@ with Region(2 << 30) as region:
     except GpuError as error:
         print(error.message, error.code)
 """)
-    assert said == "The GPU has no memory left. out-of-gpu-memory"
+    assert said == "The GPU has no memory left. gpu-out-of-memory"

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from adapter import pagecache
 from adapter.errors import SnapshotCorrupt, SnapshotError, SnapshotMismatch
-from adapter.snapshot import layout, paging, weights, weightsfile
+from adapter.snapshot import layout, weights, weightsfile
 from adapter.snapshot.checksum import CHUNK_BYTES
 from adapter.snapshot.store import Store
 from adapter.snapshot.tensorfile import read_header
@@ -511,10 +512,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_page_that_cannot_be_read_is_an_error_and_no_crash(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> int:
-        paging.ctypes.set_errno(errno.EFAULT)
+        pagecache.ctypes.set_errno(errno.EFAULT)
         return -1
 
-    monkeypatch.setattr(paging, "_madvise", failing)
+    monkeypatch.setattr(pagecache, "_madvise", failing)
     with pytest.raises(SnapshotCorrupt, match=f"{weights.DATA} cannot be read"):
         weights.fill(fresh(), saved)
 

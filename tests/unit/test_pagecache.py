@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from adapter.snapshot import paging
-from adapter.snapshot.paging import ReadAhead, populate
+from adapter import pagecache
+from adapter.pagecache import ReadAhead, populate, resident_ratio
 
 SIZE = 3 * 2**20 + 5
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "_PIECE_BYTES", 2**20)
+    monkeypatch.setattr(pagecache, "_PIECE_BYTES", 2**20)
 
 
 @pytest.fixture
@@ -31,18 +31,13 @@ def cold(tmp_path: Path) -> Path:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
-    if resident_ratio(path) > 0.5:
+    if resident(path) > 0.5:
         pytest.skip("this file system keeps its pages")
     return path
 
 
-def resident_ratio(path: Path) -> float:
-    with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    pages = (ctypes.c_ubyte * -(-len(mapping) // mmap.PAGESIZE))()
-    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mapping)))
-    assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapping)), pages) == 0
-    return sum(page & 1 for page in pages) / len(pages)
+def resident(path: Path) -> float:
+    return resident_ratio(mapped(path))
 
 
 def mapped(path: Path) -> mmap.mmap:
@@ -52,7 +47,7 @@ def mapped(path: Path) -> mmap.mmap:
 
 def test_every_page_is_there_afterwards(cold: Path) -> None:
     populate(mapped(cold))
-    assert resident_ratio(cold) == 1
+    assert resident(cold) == 1
 
 
 def test_without_the_newer_call_pages_are_asked_for(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +63,7 @@ def test_without_the_newer_call_pages_are_asked_for(cold: Path, monkeypatch: pyt
         ctypes.set_errno(errno.EINVAL)
         return -1
 
-    monkeypatch.setattr(paging, "_madvise", refused)
+    monkeypatch.setattr(pagecache, "_madvise", refused)
     with cold.open("rb") as file:
         populate(Spied(file.fileno(), 0, access=mmap.ACCESS_COPY))
     reached = 0
@@ -87,6 +82,24 @@ def test_a_file_that_became_shorter_is_an_error_and_no_crash(cold: Path) -> None
     assert caught.value.errno == errno.EFAULT
 
 
+def test_residency_is_told_without_reading(cold: Path) -> None:
+    mapping = mapped(cold)
+    assert resident_ratio(mapping) == 0
+    mapping.madvise(mmap.MADV_RANDOM)
+    assert mapping[0] is not None
+    assert 0 < resident_ratio(mapping) < 1
+    assert resident_ratio(mapping, [0]) == 1
+    assert resident_ratio(mapping, [SIZE + 2**20]) == 0
+
+
+def test_what_is_in_the_page_cache_is_mapped_in_one_call(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cold.read_bytes()
+    calls = []
+    monkeypatch.setattr(pagecache, "_populate", lambda _, start, length: calls.append((start, length)))
+    populate(mapped(cold))
+    assert calls == [(0, SIZE)]
+
+
 def test_what_is_mapped_stays_private(cold: Path) -> None:
     before = cold.read_bytes()
     mapping = mapped(cold)
@@ -97,14 +110,14 @@ def test_what_is_mapped_stays_private(cold: Path) -> None:
 
 def test_read_ahead_brings_the_file_into_the_page_cache(cold: Path) -> None:
     assert ReadAhead(cold).wait(60)
-    assert resident_ratio(cold) == 1
+    assert resident(cold) == 1
     assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
 
 
 def test_read_ahead_is_bounded_by_the_memory_there_is(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = []
-    monkeypatch.setattr(paging, "_available_bytes", lambda: 2**20)
-    monkeypatch.setattr(paging, "_in_threads", lambda act, size: bounds.append(size))
+    monkeypatch.setattr(pagecache, "_available_bytes", lambda: 2**20)
+    monkeypatch.setattr(pagecache, "_in_threads", lambda act, size: bounds.append(size))
     assert ReadAhead(cold).wait(60)
     assert bounds == [2**19]
 
@@ -112,13 +125,13 @@ def test_read_ahead_is_bounded_by_the_memory_there_is(cold: Path, monkeypatch: p
 def test_a_stopped_read_ahead_reads_no_further_piece(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, go_on, pieces = threading.Event(), threading.Event(), []
 
-    def slow(_mapping: object, _address: int, start: int, _length: int) -> None:
+    def slow(_mapping: object, start: int, _length: int) -> None:
         pieces.append(start)
         first.set()
         go_on.wait(60)
 
-    monkeypatch.setattr(paging, "_populate", slow)
-    monkeypatch.setattr(paging, "_THREADS", 1)
+    monkeypatch.setattr(pagecache, "_populate", slow)
+    monkeypatch.setattr(pagecache, "_THREADS", 1)
     reading = ReadAhead(cold)
     assert first.wait(60)
     stopping = threading.Thread(target=reading.stop)
@@ -134,7 +147,7 @@ def test_a_read_ahead_that_fails_on_the_way_is_harmless(cold: Path, monkeypatch:
         ctypes.set_errno(errno.EFAULT)
         return -1
 
-    monkeypatch.setattr(paging, "_madvise", failing)
+    monkeypatch.setattr(pagecache, "_madvise", failing)
     assert ReadAhead(cold).wait(60)
 
 

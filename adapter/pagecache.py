@@ -1,9 +1,10 @@
-"""Pages of large files: brought into the page cache, or into a mapping, faster than by one fault each.
+"""Pages of large files: whether they are in memory, and bringing them there faster than by one fault each.
 
-Pieces of the file are asked for by several threads, so that a disk has more than one request to work on, in
-windows of two large pages whatever the disk's read-ahead is set to (that is what MADV_HUGEPAGE does to a
-mapped file), so that the page cache holds large pages where the file system can. Where the kernel has no
-MADV_POPULATE_READ (before 5.14) the pages are asked for and not waited for. Standard library only.
+What is in the page cache is mapped in one call. What is not is asked for by several threads, so that a disk
+has more than one request to work on, and in windows of two large pages whatever its read-ahead is set to
+(that is what MADV_HUGEPAGE does to a mapped file); the page cache then holds large pages where the file
+system can, which are mapped as such. Where the kernel has no MADV_POPULATE_READ (before 5.14) the pages are
+asked for and not waited for. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+PAGE_BYTES = mmap.PAGESIZE
+_SAMPLES = 64
+_WARM_RATIO = 0.9
 _PIECE_BYTES = 32 * 2**20
 _THREADS = 4
 """They wait for the disk, not for a processor: more than a small machine has of these, few enough for a disk that turns."""
@@ -30,6 +34,20 @@ _MEMORY_SHARE = 0.5
 """Read-ahead fills no more than this of the memory that is available: more would push out what it just read."""
 
 
+def resident_ratio(mapping: mmap.mmap, starts: Iterable[int] = ()) -> float:
+    """How much of a privately mapped file is in the page cache, by pages at `starts` or all over it. Reads nothing.
+
+    0 where the kernel does not say it.
+    """
+    step = max(PAGE_BYTES, len(mapping) // _SAMPLES // PAGE_BYTES * PAGE_BYTES)
+    pages = [start for start in starts or range(0, len(mapping), step) if start < len(mapping)]
+    base, resident, byte = _address(mapping), 0, ctypes.c_ubyte()
+    for page in pages:
+        if _libc.mincore(ctypes.c_void_p(base + page), ctypes.c_size_t(PAGE_BYTES), ctypes.byref(byte)) == 0:
+            resident += byte.value & 1
+    return resident / max(1, len(pages))
+
+
 def populate(mapping: mmap.mmap) -> None:
     """Bring every page of a privately mapped file into memory and the page table; returns when they are there.
 
@@ -38,8 +56,10 @@ def populate(mapping: mmap.mmap) -> None:
     """
     with suppress(OSError):  # a kernel without large pages
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    _in_threads(lambda start, length: _populate(mapping, address, start, length), len(mapping))
+    if resident_ratio(mapping) > _WARM_RATIO:
+        _populate(mapping, 0, len(mapping))
+    else:
+        _in_threads(lambda start, length: _populate(mapping, start, length), len(mapping))
 
 
 class ReadAhead:
@@ -65,11 +85,10 @@ class ReadAhead:
             with path.open("rb") as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             mapping.madvise(mmap.MADV_HUGEPAGE)
-            address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
             def unless_stopped(start: int, length: int) -> None:
                 if not self._stopped.is_set():
-                    _populate(mapping, address, start, length)
+                    _populate(mapping, start, length)
 
             _in_threads(unless_stopped, min(len(mapping), int(_available_bytes() * _MEMORY_SHARE)))
 
@@ -90,8 +109,8 @@ def _in_threads(act: Callable[[int, int], object], size: int) -> None:
             pass
 
 
-def _populate(mapping: mmap.mmap, address: int, start: int, length: int) -> None:
-    if _madvise(address + start, length, _MADV_POPULATE_READ) == 0:
+def _populate(mapping: mmap.mmap, start: int, length: int) -> None:
+    if _madvise(_address(mapping) + start, length, _MADV_POPULATE_READ) == 0:
         return
     error = ctypes.get_errno()
     if error != errno.EINVAL:
@@ -108,5 +127,10 @@ def _available_bytes() -> int:
     return 0
 
 
-_madvise = ctypes.CDLL(None, use_errno=True).madvise
+def _address(mapping: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

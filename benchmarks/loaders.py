@@ -1,0 +1,265 @@
+"""One load of the weights of `weights.py` by one library, in a process of its own.
+
+    python -m benchmarks.loaders make FOLDER          write the model in every library's format
+    python -m benchmarks.loaders load NAME FOLDER     load it once: {"seconds", "bytes", "sum"}
+    python -m benchmarks.loaders hold FOLDER          be a replica: fill at the first line of input, end with the input
+    python -m benchmarks.loaders stream FOLDER        stream it to a (simulated) GPU: {"host_bytes", "seconds", "mode"}
+
+All end alike: the tensors are in the model, and every byte of them has been read once. What is not measured
+is the same for all too: imports, and the making of the model on the meta device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapter.snapshot import weights
+from adapter.snapshot.tensorfile import read_header
+
+HIDDEN, INNER, GROUPED, WORDS = 2048, 5632, 512, 64_000
+LAYERS, SMALL_LAYERS = 12, 8
+
+FILES = {
+    "gpufn": weights.DATA,
+    "safetensors": "model.safetensors",
+    "safetensors_pread": "model.safetensors",
+    "torch_mmap": "model.pt",
+    "tensorizer": "model.tensors",
+    "fastsafetensors": "model.safetensors",
+    "runai": "model.safetensors",
+}
+"""Loader -> the file that it reads."""
+
+
+def shapes() -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each tensor of a language model of 2 GB, a third of its layers quantised."""
+    yield "embedding.weight", "bfloat16", (WORDS, HIDDEN)
+    for number in range(LAYERS + SMALL_LAYERS):
+        small = number >= LAYERS
+        for name, rows, columns in (
+            ("attention.q", HIDDEN, HIDDEN),
+            ("attention.k", GROUPED, HIDDEN),
+            ("attention.v", GROUPED, HIDDEN),
+            ("attention.o", HIDDEN, HIDDEN),
+            ("mlp.gate", INNER, HIDDEN),
+            ("mlp.up", INNER, HIDDEN),
+            ("mlp.down", HIDDEN, INNER),
+        ):
+            yield f"layers.{number}.{name}.weight", "int8" if small else "bfloat16", (rows, columns)
+            if small:
+                yield f"layers.{number}.{name}.scale", "float16", (rows,)
+        yield f"layers.{number}.norm_in.weight", "float32", (HIDDEN,)
+        yield f"layers.{number}.norm_out.weight", "float32", (HIDDEN,)
+    yield "norm.weight", "float32", (HIDDEN,)
+    yield "head.weight", "float16", (WORDS, HIDDEN)
+
+
+def build(device: str) -> Any:
+    """A module with these tensors, of any content."""
+    import torch
+
+    root = torch.nn.Module()
+    for name, dtype, shape in shapes():
+        *path, attribute = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:  # noqa: SLF001
+                owner.add_module(part, torch.nn.Module())
+            owner = owner._modules[part]  # noqa: SLF001
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        if value.is_floating_point():
+            owner.register_parameter(attribute, torch.nn.Parameter(value))
+        else:
+            owner.register_buffer(attribute, value)
+    return root.eval()
+
+
+def make(folder: Path) -> None:
+    """The same random weights for everyone, in each format whose library is here."""
+    import torch
+
+    model = build("cpu")
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    for number, value in enumerate(tensors.values()):
+        noise = torch.Generator().manual_seed(number)
+        value.view(torch.uint8).random_(0, 256, generator=noise)
+    weights.save(model, folder)
+    torch.save(tensors, folder / FILES["torch_mmap"])
+    _if_installed(_write_safetensors, tensors, folder / FILES["safetensors"])
+    _if_installed(_write_tensorizer, tensors, folder / FILES["tensorizer"])
+    for name in set(FILES.values()):
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _if_installed(write: Callable[[Any, Path], None], tensors: Any, path: Path) -> None:
+    try:
+        write(tensors, path)
+    except ImportError:
+        return
+
+
+def _write_safetensors(tensors: Any, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _write_tensorizer(tensors: Any, path: Path) -> None:
+    from tensorizer import TensorSerializer
+
+    serializer = TensorSerializer(str(path))
+    serializer.write_state_dict(tensors)
+    serializer.close()
+
+
+# Each library as its documentation says; what it imports is imported before the clock starts. --------------------
+
+
+def _gpufn(folder: Path) -> Callable[[Any], None]:
+    return lambda model: weights.fill(model, folder)
+
+
+def _safetensors(folder: Path, backend: str = "mmap") -> Callable[[Any], None]:
+    from safetensors.torch import load_file
+
+    def load(model: Any) -> None:
+        tensors = load_file(folder / FILES["safetensors"], backend=backend)
+        model.load_state_dict(tensors, assign=True)
+
+    return load
+
+
+def _torch_mmap(folder: Path) -> Callable[[Any], None]:
+    import torch
+
+    def load(model: Any) -> None:
+        tensors = torch.load(folder / FILES["torch_mmap"], mmap=True, weights_only=True)
+        model.load_state_dict(tensors, assign=True)
+
+    return load
+
+
+def _tensorizer(folder: Path) -> Callable[[Any], None]:
+    from tensorizer import TensorDeserializer
+
+    def load(model: Any) -> None:
+        with TensorDeserializer(str(folder / FILES["tensorizer"]), device="cpu") as tensors:
+            model.load_state_dict(dict(tensors), assign=True)
+
+    return load
+
+
+def _fastsafetensors(folder: Path) -> Callable[[Any], None]:
+    from fastsafetensors import fastsafe_open
+
+    def load(model: Any) -> None:
+        with fastsafe_open(str(folder / FILES["fastsafetensors"]), device="cpu", nogds=True) as tensors:
+            model.load_state_dict({name: tensors.get_tensor(name) for name in tensors.keys()}, assign=True)  # noqa: SIM118
+
+    return load
+
+
+def _runai(folder: Path) -> Callable[[Any], None]:
+    from runai_model_streamer import SafetensorsStreamer
+
+    def load(model: Any) -> None:
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_file(str(folder / FILES["runai"]))
+            model.load_state_dict(dict(streamer.get_tensors()), assign=True)
+
+    return load
+
+
+LOADERS: Mapping[str, Callable[[Path], Callable[[Any], None]]] = {
+    "gpufn": _gpufn,
+    "safetensors": _safetensors,
+    "safetensors_pread": lambda folder: _safetensors(folder, "pread"),
+    "torch_mmap": _torch_mmap,
+    "tensorizer": _tensorizer,
+    "fastsafetensors": _fastsafetensors,
+    "runai": _runai,
+}
+
+
+def load(name: str, folder: Path) -> dict[str, Any]:
+    """Seconds from the files to the last byte read. The sum tells whether they were the right bytes."""
+    loader, model = LOADERS[name](folder), build("meta")
+    began = time.perf_counter()
+    loader(model)
+    total = touch(model)
+    seconds = time.perf_counter() - began
+    size = sum(value.nbytes for value in model.state_dict().values())
+    return {"seconds": seconds, "bytes": size, "sum": total}
+
+
+def touch(model: Any) -> int:
+    """Read every byte once."""
+    import torch
+
+    total = 0
+    for value in model.state_dict().values():
+        total += int(value.detach().view(-1).view(torch.int64).sum())
+    return total % 2**64
+
+
+def hold(folder: Path) -> None:
+    model = build("meta")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    weights.fill(model, folder)
+    touch(model)
+    print("filled", flush=True)
+    sys.stdin.read()
+
+
+def stream(folder: Path) -> dict[str, Any]:
+    """Host memory that streaming adds: the process's peak above what it has once the device's memory is there.
+
+    A simulated device keeps its memory in the process; it is written to before, and so part of the base.
+    """
+    from adapter.gpu.memory import call, context
+    from adapter.gpu.stream import stream
+
+    with (folder / weights.DATA).open("rb") as file, context(0):
+        header = read_header(file.fileno())
+        size = os.fstat(file.fileno()).st_size - header.data_at
+        memory = int(call("cuMemAlloc", size))
+        call("cuMemsetD8", memory, 0, size)
+        call("cuCtxSynchronize")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        base = _status_bytes("VmRSS")
+        ranges = [
+            (header.data_at + item.start, item.size_bytes, memory + item.start) for item in header.tensors.values()
+        ]
+        done = stream(file.fileno(), ranges)
+        return {"host_bytes": _status_bytes("VmHWM") - base, "seconds": done.seconds, "mode": done.mode.value}
+
+
+def _status_bytes(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:]
+    folder = Path(arguments[-1])
+    if what == "make":
+        make(folder)
+    elif what == "hold":
+        hold(folder)
+    else:
+        print(json.dumps(load(arguments[0], folder) if what == "load" else stream(folder)))
+
+
+if __name__ == "__main__":
+    main()
