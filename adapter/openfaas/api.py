@@ -58,6 +58,7 @@ def make_app(gateway: Gateway, credentials: tuple[str, str] | None) -> web.Appli
     route("GET", "/gpufn/v1/starts", api.starts)
     route("GET", "/gpufn/v1/replicas", api.replicas)
     route("GET", "/gpufn/v1/snapshots", api.snapshots)
+    route("GET", "/gpufn/v1/nodes", api.nodes)
     route("*", "/system/{rest:.*}", api.unsupported)
     return app
 
@@ -233,6 +234,7 @@ class Api:
                 "state": member.state.value,
                 "in_flight": member.in_flight,
                 "rung": member.rung,
+                "devices": list(member.grant.uuids) if member.grant else [],
                 "building_snapshot": member.replica.building_snapshot,
             }
             for fleet in self._gateway.fleets.values()
@@ -243,6 +245,18 @@ class Api:
     async def snapshots(self, _request: web.Request) -> web.Response:
         fleets = self._gateway.fleets.items()
         return web.json_response([{"function": key, **fleet.snapshot} for key, fleet in fleets if fleet.snapshot])
+
+    async def nodes(self, _request: web.Request) -> web.Response:
+        """One node: the machine of this gateway."""
+        gpus = self._gateway.gpus
+        node = {
+            "node": platform.node(),
+            "driver": gpus.inventory.driver,
+            "why_not": gpus.inventory.why_not,
+            "devices": gpus.rows(),
+            "waiting": gpus.waiting(),
+        }
+        return web.json_response([node])
 
 
 def _allow(request: web.Request, *methods: str) -> None:

@@ -18,11 +18,14 @@ from adapter.errors import AdapterError, ConfigError, HandlerError, Overloaded, 
 from adapter.hosts import Deployment, Host, Replica, ReplicaState
 from adapter.openfaas.activator import Waiters
 from adapter.openfaas.background import Background
+from adapter.openfaas.claims import Ask, Claims
+from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.wire import unknown_function
-from adapter.policy.scaling import Park, ReplicaView, Start, Stop, decide, next_deadline_s
+from adapter.policy.scaling import Park, ReplicaView, Start, Stop, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, StartRecord
+from adapter.spec import FunctionSpec
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Fleet:
     host: Host
     deployment: Deployment
     observer: Observer = field(default_factory=Observer)
+    gpus: Gpus = field(default_factory=Gpus)
     clock: Callable[[], float] = time.monotonic
     members: dict[str, Member] = field(default_factory=dict)
     snapshot: dict[str, object] = field(default_factory=dict)
@@ -71,6 +75,7 @@ class Fleet:
         self._retry_at_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
+        self._claims = Claims(self.gpus, self._stop)
         self._closing: Callable[[str], AdapterError] | None = None
 
     @property
@@ -102,7 +107,7 @@ class Fleet:
 
     def _free_member(self) -> Member | None:
         limit = self.deployment.spec.in_flight
-        free = (m for m in self.members.values() if m.takes_work and m.in_flight < limit)
+        free = (m for m in self.members.values() if m.takes_work and m.in_flight < limit and not m.asleep)
         return min(free, key=lambda m: m.preference, default=None)
 
     async def _wait(self) -> Slot:
@@ -116,6 +121,9 @@ class Fleet:
             return await self._waiters.claim(ticket, limit_s)
         except asyncio.TimeoutError as exc:
             raise self._waited_too_long(limit_s) from exc
+        finally:
+            if self._claims.asks:  # one fewer may wait for them
+                self.evaluate()
 
     def _refusal(self) -> AdapterError | None:
         """Why a request need not wait."""
@@ -137,6 +145,14 @@ class Fleet:
 
     def _waited_too_long(self, limit_s: float) -> Timeout:
         members = [m for m in self.members.values() if m.takes_work]
+        if self._claims.asks:
+            return Timeout(
+                f"{self.deployment.key} had no GPU within {limit_s:g} s.",
+                why=f"It waited for one (gpu_wait). {self._claims.holders(self.deployment)}",
+                hint="Retry later; see who holds what: gpufn nodes",
+                code="gpu-wait-timeout",
+                retry_after_s=RETRY_AFTER_S,
+            )
         if self.rollout.preparing:
             phase, why = "prepare", f"It is being prepared: {self.rollout.preparing}."
         elif not members or all(m.state is ReplicaState.STARTING for m in members):
@@ -160,6 +176,8 @@ class Fleet:
         member.in_flight -= 1
         if not member.in_flight:
             member.idle_since_s = self.clock()
+            if member.grant is not None:
+                self.gpus.changed()
         self._dispatch()
         if member.replica.id in self.members:  # it may have ended under its requests
             self.observer.changed(self, member)
@@ -202,6 +220,8 @@ class Fleet:
                 self.members[action.replica_id].replica.park()
             elif isinstance(action, Stop):
                 self._stop(self.members[action.replica_id], action.reason)
+        if spec.gpus or self._claims.asks:
+            self._ask_for_gpus(spec, now)
         if now >= self._retry_at_s:
             self._floor = 0  # asked for
         self._schedule(now)
@@ -223,21 +243,36 @@ class Fleet:
             return
         for _ in range(count):
             self._pending += 1
-            self._background.run(self._start(self.deployment, time.time_ns()))
+            self._run_start(self.deployment, firm=self._floor > 0)
 
-    async def _start(self, deployment: Deployment, began_at_ns: int, *, upcoming: bool = False) -> None:
-        replica = None
+    def _run_start(self, deployment: Deployment, *, firm: bool, upcoming: bool = False) -> None:
+        ask = self._claims.for_start(deployment, firm=firm, replaces=upcoming)
+        self._background.run(self._start(deployment, ask, time.time_ns(), upcoming=upcoming))
+
+    async def _start(self, deployment: Deployment, ask: Ask | None, began_at_ns: int, *, upcoming: bool) -> None:
+        replica, gpu_wait_ns = None, 0
+        grant = None if ask is None else ask.grant
         try:
-            replica = await self.host.start(deployment, self._on_event)
+            if ask is not None:
+                gpu_wait_ns, began_at_ns = await self._claims.granted(ask), time.time_ns()
+            replica = await self.host.start(deployment, self._on_event, grant.uuids if grant else ())
+        except Withdrawn:
+            pass
         except (AdapterError, OSError) as error:
             self._start_failed(deployment, _as_adapter_error(error))
         finally:
             self._pending -= not upcoming
+            if grant is not None and replica is None:
+                self.gpus.release(grant)
         if replica is None:
             self._unwanted = min(self._unwanted, self._pending)
             self.evaluate()
             return
-        member = Member(replica, began_at_ns, upcoming=upcoming, outdated=not self.rollout.wants(deployment))
+        outdated = not self.rollout.wants(deployment)
+        member = Member(
+            replica, began_at_ns, upcoming=upcoming, outdated=outdated, grant=grant, gpu_wait_ns=gpu_wait_ns
+        )
+        self._claims.hold(member)
         if self._unwanted and not upcoming:
             self._unwanted -= 1
             member.outdated = True
@@ -248,6 +283,29 @@ class Fleet:
         if self._closing is not None:
             self._stop(member, "closing")
 
+    def _ask_for_gpus(self, spec: FunctionSpec, now: float) -> None:
+        """Wake as many parked replicas as are needed, and withdraw what is asked above that."""
+        able = [m for m in self.members.values() if m.takes_work]
+        needed = needed_replicas(spec, len(self._waiters) + sum(m.in_flight for m in able))
+        reach = sum(not m.asleep for m in able) + self._pending - self._unwanted + self._claims.waking
+        self._claims.withdraw(reach - needed, self.rollout.wants)
+        if now < self._retry_at_s:
+            return
+        for member in self._claims.sleepers(self.members.values()):
+            if reach < needed or member.in_flight:
+                reach += 1
+                self._background.run(self._wake(member, self._claims.for_wake(member)))
+
+    async def _wake(self, member: Member, ask: Ask) -> None:
+        try:
+            self._claims.woken(member, await self._claims.granted(ask))
+        except Withdrawn:
+            pass
+        except AdapterError as error:
+            self._start_failed(member.replica.deployment, error)
+        if member.replica.id in self.members:
+            self._changed(member)
+
     def _changed(self, member: Member) -> None:
         self._dispatch()
         self.observer.changed(self, member)
@@ -257,6 +315,7 @@ class Fleet:
         if member.stopping:
             return
         member.stopping = True
+        self._claims.stopping(member)
         logger.info("stopping a replica", extra={"fields": {"replica": member.replica.id, "reason": reason}})
         self.observer.changed(self, member)
         self._background.run(member.replica.stop(STOP_GRACE_S))
@@ -272,9 +331,14 @@ class Fleet:
             return
         if event.name is EventName.SERVING:
             self._serves(member, str(event.fields.get("rung", "")))
-        elif event.name in (EventName.PARKED, EventName.MODEL_EXITED):
+        elif event.name is EventName.PARKED:
             member.awake.clear()
-            member.exits += event.name is EventName.MODEL_EXITED
+            self._claims.parked(member)
+        elif event.name is EventName.MODEL_EXITED:
+            member.awake.clear()
+            member.exits += 1
+            if member.asleep:  # what it would start now has no GPU
+                self._stop(member, "ended while parked")
         elif event.name is EventName.STARTED:
             self._record(member, event)
         elif event.name is EventName.FAILED:
@@ -286,6 +350,8 @@ class Fleet:
         self._changed(member)
 
     def _serves(self, member: Member, rung: str) -> None:
+        if member.asleep:
+            self._stop(member, "woke without a GPU of its own")
         member.rung = rung
         member.lives += 1
         member.awake.set()
@@ -297,6 +363,7 @@ class Fleet:
 
     def _ended(self, member: Member, reason: str) -> None:
         del self.members[member.replica.id]
+        self._claims.ended(member)
         member.exits += 1
         member.awake.set()
         self.observer.ended(self, member)
@@ -325,9 +392,13 @@ class Fleet:
         except (KeyError, ValueError):
             logger.exception("a replica's start record cannot be read")
             return
+        self._claims.measured(record)
         if member.began_at_ns:
             record = record.with_host_time(member.began_at_ns)
             member.began_at_ns = 0  # later starts of the same replica are its own
+        if member.gpu_wait_ns:
+            record = record.with_gpu_wait(member.gpu_wait_ns)
+            member.gpu_wait_ns = 0
         self.observer.started(self, record)
 
     def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:
@@ -342,7 +413,7 @@ class Fleet:
         self._failure = error
         self._retry_at_s = self.clock() + BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
         self._floor = 0
-        if not any(m.takes_work and m.lives for m in self.members.values()):
+        if not any(m.takes_work and m.lives and not m.asleep for m in self.members.values()):
             self._waiters.fail(self._start_error)
 
     def _start_error(self) -> AdapterError:
@@ -369,7 +440,7 @@ class Fleet:
             return
         self._failures, self._failure, self._retry_at_s = 0, None, 0.0
         if self.rollout.is_ready and initial and self._capable():
-            self._background.run(self._start(deployment, time.time_ns(), upcoming=True))
+            self._run_start(deployment, firm=True, upcoming=True)
             return
         self._floor = initial
         if self.rollout.is_ready:
@@ -394,6 +465,8 @@ class Fleet:
             member.outdated = True
         self._unwanted += min(self._pending - self._unwanted, max(0, surplus - len(idle_first)))
         self._floor = replicas if surplus < 0 else 0
+        if surplus > 0:
+            self._claims.loosen()
         self._retry_at_s = 0.0
         self.evaluate()
 
@@ -404,6 +477,7 @@ class Fleet:
         if self._timer is not None:
             self._timer.cancel()
         self._waiters.fail(lambda: closing(self.deployment.key))
+        self._claims.withdraw_all()
         for member in self.members.values():
             self._stop(member, "closing")
         await self._background.join()

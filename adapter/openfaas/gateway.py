@@ -1,4 +1,4 @@
-"""The gateway's parts put together: catalog, fleets, proxy, queue, ledger; and what a deploy does.
+"""The gateway's parts put together: catalog, fleets, proxy, queue, GPUs, ledger; and what a deploy does.
 
 One object owns all of it; `api` turns HTTP into its methods. Everything runs on one event loop, only
 what waits for a disk is done in threads.
@@ -13,17 +13,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from adapter.errors import AdapterError, ConfigError, NotFound
-from adapter.hosts import Deployment, Host
+from adapter.hosts import Deployment, Host, Inventory
 from adapter.ledger.store import Ledger
 from adapter.openfaas import wire
 from adapter.openfaas.background import Background
 from adapter.openfaas.catalog import Catalog, Entry
 from adapter.openfaas.fleet import Fleet, Observer
+from adapter.openfaas.gpus import Gpus
 from adapter.openfaas.members import Member
 from adapter.openfaas.metrics import Metrics
 from adapter.openfaas.proxy import Proxy
 from adapter.openfaas.queue import Queue
 from adapter.openfaas.recorder import Recorder
+from adapter.policy.grants import Want
 from adapter.records import StartRecord
 from adapter.spec import FunctionSpec, parse_spec, read_config
 
@@ -34,10 +36,13 @@ FolderOf = Callable[[str], Path]
 
 
 class Gateway(Observer):
-    """See the module. Make it inside a running event loop."""
+    """See the module. Make it inside a running event loop. `inventory`: the host's, as it was when this began."""
 
-    def __init__(self, state: Path, host: Host, ledger: Ledger, folder_of: FolderOf) -> None:
+    def __init__(
+        self, state: Path, host: Host, ledger: Ledger, folder_of: FolderOf, inventory: Inventory | None = None
+    ) -> None:
         self.host = host
+        self.gpus = Gpus(inventory)
         self.ledger = ledger
         self.catalog = Catalog(state)
         self.metrics = Metrics()
@@ -109,7 +114,10 @@ class Gateway(Observer):
 
     def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
         folder = self._folder_of(wanted.image)
-        return parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
+        spec = parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
+        if spec.gpus:
+            self.gpus.check(Want.of(wanted.key, spec))
+        return spec
 
     def _take_up(self, entry: Entry) -> None:
         """A function of an earlier life; one that cannot run any more is there all the same, and says why."""
@@ -119,14 +127,14 @@ class Gateway(Observer):
             fields = {"function": entry.deployment.key, "why": error.message}
             logger.warning("a function cannot be taken up", extra={"fields": fields})
             deployment = _deployment(entry, parse_spec({}, {}))
-            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self)
+            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus)
             fleet.prepared(deployment, error, initial=0)
 
     def _install(self, entry: Entry, spec: FunctionSpec, *, first: bool) -> None:
         deployment = _deployment(entry, spec)
         fleet = self.fleets.get(deployment.key)
         if fleet is None:
-            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self)
+            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus)
         else:
             fleet.update(deployment)
         self._background.run(self._prepare(fleet, deployment, initial=spec.initial_replicas if first else 0))

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from adapter.hosts import Replica, ReplicaState
+from adapter.openfaas.gpus import Grant
 from adapter.policy.scaling import ReplicaView
 from adapter.records import LeasePhase
 
@@ -37,6 +38,12 @@ class Member:
     exits: int = 0
     """How often its model process ended: a request that was with it may have had its effects."""
     awake: asyncio.Event = field(default_factory=asyncio.Event)
+    grant: Grant | None = None
+    """Its hold on GPUs, where its function needs any."""
+    asleep: bool = False
+    """Parked, and its GPUs may be another's: gets no requests until it has some again."""
+    gpu_wait_ns: int = 0
+    """How long its GPUs were waited for; 0 once a record has told of it."""
 
     @property
     def state(self) -> ReplicaState:
@@ -57,6 +64,8 @@ class Member:
             return LeasePhase.RESTORING
         if self.state in (ReplicaState.STOPPING, ReplicaState.GONE):
             return LeasePhase.DRAINING
+        if self.grant is not None and self.state is ReplicaState.PARKED:
+            return LeasePhase.PARKED if self.asleep else LeasePhase.RESTORING
         if self.in_flight:
             return LeasePhase.RUNNING
         return LeasePhase.PARKED if self.state is ReplicaState.PARKED else LeasePhase.IDLE

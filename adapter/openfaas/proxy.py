@@ -24,6 +24,7 @@ from yarl import URL
 from adapter.errors import AdapterError, Timeout, Unavailable
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, START_PATH_HEADER
 from adapter.openfaas.fleet import Fleet
+from adapter.openfaas.gpus import RETRY_AFTER_S
 from adapter.openfaas.invocation import Invocation, Upload, call_id_of, kept_headers, read_invocation, too_large
 from adapter.openfaas.members import Slot
 from adapter.openfaas.metrics import Metrics
@@ -212,6 +213,14 @@ def _died(fleet: Fleet, lost: _Lost) -> Unavailable:
 
 
 def _took_too_long(fleet: Fleet, slot: Slot, limit_s: float | None) -> Timeout:
+    if slot.member.asleep:
+        return Timeout(
+            f"{fleet.deployment.key} did not answer in time.",
+            why=f"Its replica was parked and waited for a GPU (gpu_wait) when {limit_s:g} s were over.",
+            hint="Retry later; see who holds what: gpufn nodes",
+            code="gpu-wait-timeout",
+            retry_after_s=RETRY_AFTER_S,
+        )
     phase, doing = ("start", "starting") if slot.is_held else ("exec", "executing")
     return Timeout(
         f"{fleet.deployment.key} did not answer in time.",
@@ -275,7 +284,7 @@ async def _write(response: web.StreamResponse, request: web.Request, chunk: byte
 
 def error_status(error: AdapterError) -> int:
     """On a function's route: what passes is 503, so that callers and load balancers try again."""
-    return 503 if error.code in ("queue-full", "draining") else error.http_status
+    return 503 if error.code in ("queue-full", "draining", "gpu-wait") else error.http_status
 
 
 def error_response(error: AdapterError, call_id: str) -> web.Response:

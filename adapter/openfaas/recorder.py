@@ -105,7 +105,7 @@ class Recorder:
 
 
 def _holder(member: Member) -> Holder:
-    deployment = member.replica.deployment
+    deployment, grant = member.replica.deployment, member.grant
     spec = deployment.spec
     return Holder(
         function=deployment.name,
@@ -114,6 +114,7 @@ def _holder(member: Member) -> Holder:
         replica=member.replica.id,
         tenant=spec.tenant,
         price_class=spec.price_class,
-        device="gpu" if spec.gpus else CPU_DEVICE,
-        share=spec.gpus or 1.0,
+        device=",".join(grant.uuids) if grant else CPU_DEVICE,
+        share=grant.share if grant else 1.0,
+        gpu_model=grant.devices[0].model if grant else "",
     )

@@ -48,7 +48,9 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
         host = ProcessHost(settings.state, folders, settings.envs)
         try:
             credentials = ensure_credentials(settings.state) if settings.auth else None
-            gateway = Gateway(settings.state, host, Ledger.open(ledger_url(settings.state)), folders.resolve)
+            inventory = await host.inventory()
+            ledger = Ledger.open(ledger_url(settings.state))
+            gateway = Gateway(settings.state, host, ledger, folders.resolve, inventory)
         except BaseException:
             await host.close()
             raise

@@ -73,7 +73,7 @@ def decide(spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, no
     """
     ordered = sorted(replicas, key=_longest_idle_first)
     live = [r for r in ordered if r.state in _LIVE and not r.outdated]
-    needed = _needed(spec, live, waiting)
+    needed = needed_replicas(spec, waiting + sum(r.in_flight for r in live))
     actions: list[Action] = [
         Stop(r.id, "outdated") for r in ordered if r.state in _LIVE and r.outdated and _is_free(r, now_s)
     ]
@@ -83,6 +83,11 @@ def decide(spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, no
     actions.extend(Stop(r.id, "above max") for r in surplus)
     actions.extend(_rest(spec, [r for r in live if r not in surplus], needed, now_s))
     return actions
+
+
+def needed_replicas(spec: FunctionSpec, requests: int) -> int:
+    """How many replicas requests, waiting or being handled, and the minimum call for, within the maximum."""
+    return min(spec.max_replicas, max(spec.min_replicas, math.ceil(requests / spec.in_flight)))
 
 
 def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: float) -> float | None:
@@ -101,12 +106,6 @@ def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: 
 
 def _longest_idle_first(r: ReplicaView) -> tuple[float, str]:
     return (math.inf if r.idle_since_s is None else r.idle_since_s, r.id)
-
-
-def _needed(spec: FunctionSpec, live: Sequence[ReplicaView], waiting: int) -> int:
-    """Replicas that demand and the minimum call for, within the maximum."""
-    demand = waiting + sum(r.in_flight for r in live)
-    return min(spec.max_replicas, max(spec.min_replicas, math.ceil(demand / spec.in_flight)))
 
 
 def _due_s(r: ReplicaView, idle_since_s: float, after_s: float) -> float:

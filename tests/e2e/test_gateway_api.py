@@ -12,12 +12,14 @@ from multidict import CIMultiDict
 
 from adapter.openfaas.catalog import Catalog
 from adapter.openfaas.queue import Queue
+from adapter.policy.grants import Device
 from tests.contract.openfaas.scenario import fake_host
 from tests.fakes.replicas import FakeHost, basic, run, serving, until
 
 pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).parents[2]
+GPU = Device("GPU-1", "NVIDIA L4", 24 * 2**30)
 
 
 async def ask(up, method: str, path: str, body: object = None, **options):
@@ -32,7 +34,8 @@ def test_who_must_say_who_he_is(state_dir):
         ("DELETE", "/system/functions"), ("GET", "/system/function/echo"), ("POST", "/system/scale-function/echo"),
         ("GET", "/system/info"), ("GET", "/system/secrets"), ("POST", "/system/secrets"), ("GET", "/system/logs?name=echo"),
         ("POST", "/system/namespace/x"), ("DELETE", "/system/namespace/x"), ("POST", "/system/namespaces"),
-        ("GET", "/gpufn/v1/starts"), ("GET", "/gpufn/v1/replicas"), ("GET", "/gpufn/v1/snapshots"), ("GET", "/system/other"),
+        ("GET", "/gpufn/v1/starts"), ("GET", "/gpufn/v1/replicas"), ("GET", "/gpufn/v1/snapshots"),
+        ("GET", "/gpufn/v1/nodes"), ("GET", "/system/other"),
         ("GET", "//system/functions"), ("GET", "/nothing"),
     ]  # fmt: skip
     opened = ["/healthz", "/metrics", "/system/namespaces", "/system/namespace/openfaas-fn", "/function/echo"]
@@ -134,11 +137,64 @@ def test_a_secret_is_written_as_it_came(state_dir):
 
 def test_gpus_of_limits_reach_the_host(state_dir):
     async def scenario():
-        async with serving(state_dir) as up:
+        async with serving(state_dir, FakeHost(state_dir, gpus=(GPU,))) as up:
             body = {"service": "echo", "image": "echo", "limits": {"nvidia.com/gpu": "1"}}
             assert (await ask(up, "POST", "/system/functions", body))[0] == 202
-            await until(lambda: up.host.prepared)
+            assert (await up.host.new_replica()).devices == ("GPU-1",)
             assert up.host.prepared[0].spec.gpus == 1
+
+    run(scenario())
+
+
+def test_a_function_whose_gpu_is_not_here_is_refused_with_the_reason(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            body = {"service": "echo", "image": "echo", "limits": {"nvidia.com/gpu": "1"}}
+            status, text = await ask(up, "POST", "/system/functions", body)
+            assert status == 400
+            assert "There is no GPU here. No driver." in text
+        async with serving(state_dir, FakeHost(state_dir, gpus=(GPU,))) as up:
+            body["annotations"] = {"gpufn.dev/models": "h100"}
+            status, text = await ask(up, "POST", "/system/functions", body)
+            assert status == 400
+            assert "None is a h100; here: NVIDIA L4." in text
+
+    run(scenario())
+
+
+def test_a_function_whose_gpu_has_gone_is_there_and_says_so(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, gpus=(GPU,))) as up:
+            await up.deploy(gpu="1")
+        async with serving(state_dir) as up:
+            status, _, body = await up.call()
+            assert (status, json.loads(body)["error"]["code"]) == (503, "no-gpu")
+
+    run(scenario())
+
+
+def test_nodes_show_who_holds_what(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, gpus=(GPU,))) as up:
+            await up.deploy(gpu="0.5")
+            await up.call()
+            (replica,) = up.host.replicas
+            (node,) = await up.json("/gpufn/v1/nodes")
+            (device,) = node["devices"]
+            held = {
+                "replica": replica.id,
+                "function": "echo.openfaas-fn",
+                "state": "idle",
+                "bytes": GPU.memory_bytes // 2,
+            }
+            assert (device["uuid"], device["model"], device["free_bytes"]) == ("GPU-1", "NVIDIA L4", held["bytes"])
+            assert (device["holders"], device["parked"], node["waiting"]) == ([held], [], [])
+            assert (await up.json("/gpufn/v1/replicas"))[0]["devices"] == ["GPU-1"]
+            replica.park()
+            (node,) = await up.json("/gpufn/v1/nodes")
+            (device,) = node["devices"]
+            assert (device["free_bytes"], device["holders"]) == (GPU.memory_bytes, [])
+            assert device["parked"] == [{**held, "state": "parked"}]
 
     run(scenario())
 
@@ -178,6 +234,7 @@ from pathlib import Path
 from multidict import CIMultiDict
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.queue import Queue
+from adapter.policy.grants import Device
 
 async def main():
     async def never(*_):

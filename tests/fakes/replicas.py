@@ -15,10 +15,11 @@ import aiohttp
 from aiohttp import web
 
 from adapter.errors import NotFound
-from adapter.hosts import Deployment, ReplicaState
+from adapter.hosts import Deployment, Inventory, ReplicaState
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.gateway import Gateway
 from adapter.openfaas.server import run_gateway
+from adapter.policy.grants import Device
 from adapter.records import Event, EventName, Phase, PhaseName, Rung, StartRecord
 
 LIMIT_S = 30.0
@@ -37,10 +38,11 @@ async def echo(request: web.Request) -> web.StreamResponse:
 
 
 class FakeReplica:
-    """Holds requests until `serve` is called, as an entrypoint does."""
+    """Holds requests until `serve` is called, as an entrypoint does; on a GPU a parked one waits for `resume`."""
 
-    def __init__(self, host: FakeHost, identity: str, deployment: Deployment, sink) -> None:
+    def __init__(self, host: FakeHost, identity: str, deployment: Deployment, sink, devices=()) -> None:
         self.id = identity
+        self.devices = devices
         self.deployment = deployment
         self.host = "127.0.0.1"
         self.state = ReplicaState.STARTING
@@ -68,7 +70,7 @@ class FakeReplica:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
-        if self.state is ReplicaState.PARKED:
+        if self.state is ReplicaState.PARKED and not self.devices:
             self._began_at_ns = time.time_ns()
             self.serve("resume")
         await self._awake.wait()
@@ -111,9 +113,20 @@ class FakeReplica:
 
     def park(self) -> None:
         self.parks += 1
+        if self._fake_host.parks and self.state is ReplicaState.SERVING:
+            self.now_parked()
+
+    def now_parked(self) -> None:
         self.state = ReplicaState.PARKED
         self._awake.clear()
         self.say(EventName.PARKED)
+
+    def resume(self, devices) -> None:
+        assert self.state is ReplicaState.PARKED
+        self.devices = tuple(devices)
+        self._began_at_ns = time.time_ns()
+        if self._fake_host.serves:
+            asyncio.get_running_loop().call_soon(self.serve, "resume")
 
     async def die(self) -> None:
         """As by kill -9: every connection is reset, and nothing is said but that it is over."""
@@ -151,6 +164,9 @@ class FakeHost:
     errors: deque = field(default_factory=deque)
     problem: Exception | None = None
     """Raised by `prepare`."""
+    gpus: tuple[Device, ...] = ()
+    parks: bool = True
+    """Replicas park when they are asked to."""
 
     def __post_init__(self):
         self.replicas = []
@@ -174,11 +190,14 @@ class FakeHost:
         if self.problem is not None:
             raise self.problem
 
-    async def start(self, deployment, sink):
+    async def inventory(self):
+        return Inventory(self.gpus, "580.1") if self.gpus else Inventory(why_not="No driver.")
+
+    async def start(self, deployment, sink, devices=()):
         self.started += 1
         if self.errors:
             raise self.errors.popleft()
-        replica = FakeReplica(self, f"{deployment.name}-{next(self._numbers)}", deployment, sink)
+        replica = FakeReplica(self, f"{deployment.name}-{next(self._numbers)}", deployment, sink, devices)
         self.replicas.append(replica)
         await replica.open()
         if self.serves:
@@ -242,7 +261,7 @@ def basic(user: str, password: str) -> str:
 async def serving(state, host: FakeHost | None = None, credentials: tuple[str, str] | None = None):
     """A gateway over `host` that listens on a free port."""
     host = host or FakeHost(state)
-    gateway = Gateway(state, host, Ledger.open(ledger_url(state)), host.folder_of)
+    gateway = Gateway(state, host, Ledger.open(ledger_url(state)), host.folder_of, await host.inventory())
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(run_gateway(gateway, credentials, listener, stop, ready.set_result))

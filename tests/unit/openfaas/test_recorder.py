@@ -1,15 +1,19 @@
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 from adapter.errors import LedgerError
 from adapter.hosts import Deployment, ReplicaState
 from adapter.openfaas import recorder as module
+from adapter.openfaas.gpus import Grant
 from adapter.openfaas.members import Member
 from adapter.openfaas.recorder import Recorder
+from adapter.policy.grants import Device, Want
 from adapter.records import Rung, StartRecord
 from adapter.spec import parse_spec
 from tests.fakes.replicas import run
 
+GPU = Device("GPU-1", "NVIDIA L4", 24 * 2**30)
 RECORD = StartRecord("fn", "ns", "1", "fn-1", Rung.LOAD, 1, 1, ())
 
 
@@ -56,10 +60,11 @@ def test_a_life_in_phases():
 
     async def work(recorder):
         one = member(ReplicaState.STARTING, gpu="0.5")
+        one.grant = Grant(Want("fn.ns", 0.5), devices=(GPU,), is_held=True)
         recorder.observe(one)
         one.replica.state = ReplicaState.SERVING
         recorder.observe(one)
-        one.replica.state = ReplicaState.PARKED
+        one.replica.state, one.asleep = ReplicaState.PARKED, True
         recorder.observe(one)
         one.stopping = True
         recorder.observe(one)
@@ -68,7 +73,43 @@ def test_a_life_in_phases():
     recorded(ledger, work)
     assert [interval.phase.value for interval in ledger.intervals] == ["restoring", "idle", "parked", "draining"]
     first = ledger.intervals[0]
-    assert (first.function, first.namespace, first.revision, first.share, first.device) == ("fn", "ns", "3", 0.5, "gpu")
+    assert (first.function, first.namespace, first.revision) == ("fn", "ns", "3")
+    assert (first.device, first.share, first.gpu_model) == ("GPU-1", 0.5, "NVIDIA L4")
+
+
+def test_a_replica_that_wakes_on_another_gpu_holds_that_one():
+    ledger = FakeLedger()
+
+    async def work(recorder):
+        one = member(gpu="2")
+        one.grant = Grant(Want("fn.ns", 2), devices=(GPU, replace(GPU, uuid="GPU-2")), is_held=True)
+        recorder.observe(one)
+        one.replica.state, one.asleep = ReplicaState.PARKED, True
+        one.in_flight = 1  # held by its entrypoint: nothing of the GPU is used
+        recorder.observe(one)
+        one.grant.devices, one.asleep = (replace(GPU, uuid="GPU-3"), replace(GPU, uuid="GPU-2")), False
+        recorder.observe(one)
+        one.replica.state = ReplicaState.SERVING
+        recorder.observe(one)
+        recorder.ended(one)
+
+    recorded(ledger, work)
+    assert [(i.phase.value, i.device, i.share) for i in ledger.intervals] == [
+        ("idle", "GPU-1,GPU-2", 2.0),
+        ("parked", "GPU-1,GPU-2", 2.0),
+        ("restoring", "GPU-3,GPU-2", 2.0),
+        ("running", "GPU-3,GPU-2", 2.0),
+    ]
+
+
+def test_a_replica_without_a_gpu_counts_as_itself():
+    ledger = FakeLedger()
+
+    async def work(recorder):
+        recorder.observe(member())
+
+    recorded(ledger, work)
+    assert {(i.device, i.share, i.gpu_model) for i in ledger.intervals} == {("cpu", 1.0, "")}
 
 
 def test_what_is_open_at_the_end_is_written():
