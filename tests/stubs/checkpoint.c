@@ -270,9 +270,9 @@ static CUresult ask(pid_t pid, const struct request *request) {
     if (result != CUDA_SUCCESS)
         return result;
     /* One caller at a time; the lock of one that was killed ends with it. */
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/call.%016" PRIx64, getenv("GPUFN_STUB_DIR"), found.id);
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    char name[32], path[PATH_MAX];
+    snprintf(name, sizeof name, "call.%016" PRIx64, found.id);
+    int fd = path_of(path, name) ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666) : -1;
     if (fd < 0 || flock(fd, LOCK_EX) != 0)
         result = CUDA_ERROR_OPERATING_SYSTEM;
     if (result == CUDA_SUCCESS)

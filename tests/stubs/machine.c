@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -18,9 +19,15 @@
 
 /* -- files ----------------------------------------------------------------------------------------------- */
 
-static bool path_of(char path[PATH_MAX], const char *name) {
+bool path_of(char path[PATH_MAX], const char *name) {
+    Dl_info us;
     const char *folder = getenv("GPUFN_STUB_DIR");
-    return folder != NULL && folder[0] != 0 && snprintf(path, PATH_MAX, "%s/%s", folder, name) < PATH_MAX;
+    if (folder != NULL && folder[0] != 0)
+        return snprintf(path, PATH_MAX, "%s/%s", folder, name) < PATH_MAX;
+    if (dladdr(&machine_load, &us) == 0 || strrchr(us.dli_fname, '/') == NULL)
+        return false;
+    int length = (int)(strrchr(us.dli_fname, '/') - us.dli_fname);
+    return snprintf(path, PATH_MAX, "%.*s/%s", length, us.dli_fname, name) < PATH_MAX;
 }
 
 static FILE *open_text(const char *name) {

@@ -1,6 +1,6 @@
 /* The simulated machine: its GPUs, who holds how much of their memory, and the faults that a test wants.
  *
- * All of it is in files of the folder $GPUFN_STUB_DIR, so that processes share it and a kill -9 leaves nothing
+ * All of it is in files of the folder $GPUFN_STUB_DIR, or of the one that the library was found in, so that processes share it and a kill -9 leaves nothing
  * to be mended:
  *
  *   machine    the GPUs and the driver, see machine_load; without it: one GPU of 8 GiB
@@ -11,6 +11,7 @@
 #ifndef GPUFN_STUB_MACHINE_H
 #define GPUFN_STUB_MACHINE_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -36,6 +37,7 @@ struct machine {
 };
 
 /* Read the machine anew. False: no folder, that is no GPU and no driver. */
+bool path_of(char path[PATH_MAX], const char *name);
 bool machine_load(struct machine *machine);
 
 bool machine_is_lost(void);

@@ -58,7 +58,14 @@ class Simulated:
         self.environment = {"GPUFN_STUB_DIR": str(folder), "LD_LIBRARY_PATH": str(libraries)}
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)  # processes of other users take part
+        for library in libraries.glob("*.so.*"):
+            (folder / library.name).symlink_to(library)
         self.set()
+
+    @property
+    def search_path(self) -> str:
+        """LD_LIBRARY_PATH for processes that get no other variable of ours, such as functions."""
+        return str(self.folder)
 
     def set(self, *gpus: StubGpu, driver: str = "580.95.05", cuda: int = 13000, **switches: bool) -> None:
         """Switches: persistence, checkpoint, remap (machine.h)."""
