@@ -38,6 +38,7 @@ from adapter.runtime.model_process import ModelProcess
 from adapter.runtime.orders import Birth, Orders, Status, error_of
 from adapter.runtime.port import events_fd, say
 from adapter.runtime.start import Start
+from adapter.snapshot.process import ProcessFacts
 from adapter.spec import read_handler_shape
 
 _RESTORE_LIMIT_S = 30.0
@@ -230,7 +231,7 @@ class Entrypoint:
         self._gpu_is_away = self._hello_waits = False
         try:
             self._launch(step)
-        except (OSError, KeyError, SnapshotError) as error:
+        except Exception as error:  # boundary: whatever a rung meets, the next one serves the same requests
             return self._rung_failed(_as_handler_error(error))
         start.launched()
         limit_s = _RESTORE_LIMIT_S if step.rung is Rung.RESTORE else self._settings.start_timeout_s
@@ -244,7 +245,7 @@ class Entrypoint:
             self._gpu.prepare()
         if step.rung is Rung.RESTORE:
             assert step.snapshot is not None
-            self._gpu_is_away = bool(step.snapshot.facts.get("gpu"))
+            self._gpu_is_away = bool(ProcessFacts.of(step.snapshot.facts).gpu)
             orders = self._orders(restored=True, weights=wanted.weights_of(step.snapshot))
             self._model.restore(step.snapshot, self._environ, orders)
             return
@@ -410,7 +411,7 @@ class Entrypoint:
                 wanted.store.remove(wanted.find(PROCESS))
         error = HandlerError(
             "The model process was replaced.",
-            why=reason or "Every thread of it is past exec_timeout.",
+            why=reason,
             code="stuck" if op == "stuck" else "wrong-answer",
         )
         print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
@@ -564,7 +565,7 @@ class Entrypoint:
             step = self._start.step
             assert step is not None
             assert step.snapshot is not None
-            self._bring_gpu_back(self._start, str(step.snapshot.facts["gpu"]))
+            self._bring_gpu_back(self._start, ProcessFacts.of(step.snapshot.facts).gpu)
         elif status != 0 and self._model.channel is None:
             self._restore_failed(status)
 

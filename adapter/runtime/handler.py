@@ -138,7 +138,8 @@ def make_app(handler: Handler, body_limit_bytes: int) -> Flask:
             return None
 
         def dispatch_request(self, *_: Any) -> Any:
-            return as_response(handle(Event(request), context) if with_event else handle(request))
+            mine = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # a stream outlives Flask's context
+            return as_response(handle(Event(mine), context) if with_event else handle(mine))
 
     app = FunctionApp(_PACKAGE, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = body_limit_bytes
@@ -155,10 +156,18 @@ def as_response(result: Any) -> Any:
     if result is None:
         return "", 200
     if isinstance(result, dict) and (result.keys() & {"statusCode", "body", "headers"} or not result):
-        return _body(result.get("body")), result.get("statusCode", 200), _headers(result.get("headers"))
+        return _body(result.get("body")), _status(result.get("statusCode", 200)), _headers(result.get("headers"))
     if isinstance(result, Iterator):
         return _stream(result)
     return bytes(result) if isinstance(result, (bytearray, memoryview)) else result
+
+
+def _status(code: Any) -> int:
+    """A final status: a caller would wait for more after any other."""
+    number = int(code)
+    if not 200 <= number <= 599:
+        raise ValueError(f"statusCode {code!r} ends no answer: use 200 to 599")
+    return number
 
 
 def _body(body: Any) -> Any:

@@ -124,8 +124,8 @@ def plan(wanted: Wanted) -> tuple[list[Step], list[SkippedRung]]:
             steps.append(Step(rung, wanted.find(kind)))
         except (NotFound, SnapshotError) as error:
             skipped.append(SkippedRung(rung, error.code, f"{error.message} {error.why}".strip()))
-        except OSError as error:
-            skipped.append(SkippedRung(rung, "unreadable", str(error)))
+        except Exception as error:  # boundary: a snapshot that cannot be read, in whatever way, is not used
+            skipped.append(SkippedRung(rung, "unreadable", f"{error!r}"))
     return [*steps, Step(Rung.LOAD)], skipped
 
 

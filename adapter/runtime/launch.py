@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter.errors import SnapshotError
 from adapter.replica import base_environment, shim_path
 from adapter.runtime.orders import BIRTH_VARIABLE, Birth
 from adapter.snapshot import compile_caches
-from adapter.snapshot.process import open_memory, restore_command, restore_environment
+from adapter.snapshot.process import ProcessFacts, candidates, open_memory, restore_command, restore_environment
 from adapter.snapshot.store import Snapshot
 
 _FIRST_INHERITED = 20
@@ -85,20 +86,22 @@ def start_model(python: str, environment: Mapping[str, str], *, output: tuple[in
 def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, str]) -> Launched:
     """Start CRIU on a process snapshot; the restored process becomes this process-id namespace's own.
 
-    Raises `OSError`, and `KeyError` on a manifest that lacks what a process snapshot needs.
+    Raises `OSError` and `SnapshotError`: a manifest names no program of its own to be run.
     """
+    facts = ProcessFacts.of(snapshot.facts)
+    if facts.criu not in candidates(environ):
+        raise SnapshotError("Its CRIU is not here any more.", why=f"It was taken with {facts.criu}.", code="criu-moved")
     images = snapshot.path / "images"
     memory = open_memory(images)
     orders_r, orders_w = _orders_pipe()
     status_r, status_w = os.pipe()
-    pipes = list(snapshot.facts["pipes"])
     first = _FIRST_INHERITED
     inherited = {first: orders_r, first + 1: 1, first + 2: 2, first + 3: status_w}
     if memory >= 0:
         inherited[first + 4] = memory
     log = runtime_dir / "restore.log"
     command = restore_command(
-        snapshot.facts["criu"], images, pipes, range(first, first + 4), first + 4 if memory >= 0 else -1, log=log
+        facts.criu, images, facts.pipes, range(first, first + 4), first + 4 if memory >= 0 else -1, log=log
     )
     try:
         environment = restore_environment(base_environment(environ), images)

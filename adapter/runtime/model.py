@@ -155,7 +155,7 @@ class Session:
             queue=orders.queue,
             exec_timeout_s=orders.exec_timeout_s,
             drain_timeout_s=orders.drain_timeout_s,
-            on_stuck=lambda: self._say("stuck"),
+            on_stuck=lambda reason: self._say("stuck", reason=reason),
         )
 
     def run(self) -> int:

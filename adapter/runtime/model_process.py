@@ -14,8 +14,10 @@ from adapter.runtime import launch
 from adapter.runtime.channel import Channel
 from adapter.runtime.loop import Loop
 from adapter.runtime.orders import Orders
-from adapter.snapshot.process import error_lines
+from adapter.snapshot.process import ProcessFacts, error_lines
 from adapter.snapshot.store import Snapshot
+
+_LINE_LIMIT_BYTES = 2**20
 
 
 class ModelProcess:
@@ -36,8 +38,8 @@ class ModelProcess:
         self._begin(launched, launched.pid, orders)
 
     def restore(self, snapshot: Snapshot, environ: Mapping[str, str], orders: Orders) -> None:
-        """From a process snapshot. Raises `OSError`, and `KeyError` where its manifest lacks something."""
-        pid = int(snapshot.facts["pid"])
+        """From a process snapshot. Raises `OSError` and `SnapshotError`."""
+        pid = ProcessFacts.of(snapshot.facts).pid
         self._begin(launch.restore_model(snapshot, self._runtime_dir, environ), pid, orders)
 
     def _begin(self, launched: launch.Launched, pid: int, orders: Orders) -> None:
@@ -59,8 +61,10 @@ class ModelProcess:
         if not data:
             self._loop.forget(self._launched.status_fd)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in map(json.loads, lines):
-            self._on_status(line)
+        self._rest = self._rest[-_LINE_LIMIT_BYTES:]
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):  # user code may write to any descriptor
+                self._on_status(json.loads(line))
 
     def meet(self, channel: Channel, hear: Callable[[], object]) -> None:
         self.channel = channel

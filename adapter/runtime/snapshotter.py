@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
 from adapter.snapshot import compile_caches
-from adapter.snapshot.identity import Identity, weights_identity
+from adapter.snapshot.identity import Identity, differing_fields, weights_identity
 from adapter.snapshot.image import map_memory
-from adapter.snapshot.process import dump, find_criu, raise_process_ids
+from adapter.snapshot.process import ProcessFacts, dump, find_criu, raise_process_ids
 from adapter.snapshot.store import Draft, Snapshot
 from adapter.spec import read_handler_shape
 
@@ -115,18 +115,32 @@ class Snapshotter:
             (images / "dump.log").unlink()
             for path in images.iterdir():
                 path.chmod(0o400)
-            facts = {
-                "criu": criu.path,
-                "criu_version": criu.version,
-                "pipes": pipes,
-                "pid": model.pid,
-                "mapped_bytes": memory.mapped_bytes,
-                "copied_bytes": memory.copied_bytes,
-                "weights": weights.key if weights else "",
-                "weights_left_out": bool(weights) and self._on_gpu,
-                "gpu": gpu,
-            }
-            return draft.publish(facts)
+            self._check_unchanged()
+            facts = ProcessFacts(
+                criu=criu.path,
+                criu_version=criu.version,
+                pid=model.pid,
+                pipes=tuple(pipes),
+                mapped_bytes=memory.mapped_bytes,
+                copied_bytes=memory.copied_bytes,
+                weights=weights.key if weights else "",
+                weights_left_out=weights is not None and self._on_gpu,
+                gpu=gpu,
+            )
+            return draft.publish(asdict(facts))
+
+    def _check_unchanged(self) -> None:
+        """Raises `SnapshotError` where the process may have read other code than the key says."""
+        wanted = self._wanted
+        now = Wanted.of(wanted.settings, wanted.shape, self._environ).identity
+        fields = differing_fields(now, wanted.identity)
+        if fields:
+            raise SnapshotError(
+                "The function changed while its snapshot was taken.",
+                why=f"Differs in: {', '.join(fields)}.",
+                hint="The next warm start takes one of what is there then.",
+                code="changed",
+            )
 
     @property
     def _on_gpu(self) -> bool:

@@ -7,6 +7,7 @@ threads are busy, and a request that takes too long is answered with 504 while i
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import time
@@ -21,6 +22,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from adapter.errors import Overloaded, Timeout
 from adapter.keys import LIVENESS_PATHS, READINESS_PATHS
 from adapter.runtime.front import answer, error_answer, request_path
+
+_STUCK_AFTER_S = 1.0
+"""A thread whose request was ended (its socket shut down) and that has not come back by then hangs."""
 
 _TICK_S = 0.1
 """How exactly `exec_timeout` is kept, and how often the loop looks for requests past it while some run."""
@@ -44,6 +48,7 @@ class Gunicorn(BaseApplication):  # type: ignore[misc]
             "worker_connections": 100_000,  # bounded by `queue`, not by connections
             "keepalive": 75,
             "loglevel": "error",
+            "limit_request_line": 8190,  # gunicorn's most
             "accesslog": None,
             "worker_tmp_dir": "/dev/shm",  # noqa: S108  # memory, where gunicorn wants its heartbeat file
         }
@@ -69,7 +74,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         queue: int,
         exec_timeout_s: float,
         drain_timeout_s: float,
-        on_stuck: Callable[[], None],
+        on_stuck: Callable[[str], None],
     ) -> None:
         gunicorn.wsgi_app = wsgi
         gunicorn.cfg.set("threads", threads)
@@ -82,11 +87,20 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self._running: dict[TConn, float] = {}  # connections in the pool -> deadline, 0 for none
         self._channel_events: list[tuple[int, Callable[[], None]]] = []
         self._look_again_at = 0.0
-        self._overdue: set[TConn] = set()
+        self._overdue: dict[TConn, float] = {}  # connections whose request was ended -> when
         self.answering: set[socket.socket] = set()
         """Sockets on which an answer has begun: nothing of ours may be written between."""
         self.paused = False
         self._lingers = True
+
+    @property
+    def nr_conns(self) -> int:
+        """All connections. gunicorn counts on its own, and counts one twice whose answer broke off."""
+        return len(self._running) + len(self.keepalived_conns) + len(self.pending_conns)
+
+    @nr_conns.setter
+    def nr_conns(self, count: int) -> None:
+        pass
 
     # What an arbiter would do -------------------------------------------------------------------
 
@@ -181,7 +195,9 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         """A new connection gets a thread once it has said something: silence must not hold one."""
         try:
             connection, _ = listener.accept()
-        except OSError:
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                self._on_stuck("It has no file descriptor left for a connection: something leaks them.")
             return
         conn = self._connection(connection)
         if conn is None:
@@ -225,7 +241,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: TConn, fs: Any) -> None:
         self._running.pop(conn, None)
-        self._overdue.discard(conn)
+        self._overdue.pop(conn, None)
         self.answering.discard(conn.sock)
         super().finish_request(conn, fs)
         if not self.alive and not self._lingers:
@@ -240,7 +256,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
             if not deadline or now < deadline:
                 continue
             self._running[conn] = 0.0
-            self._overdue.add(conn)
+            self._overdue[conn] = now
             error = Timeout(
                 f"The function did not answer within {self._exec_timeout_s:g} s.",
                 why="exec_timeout ends a request that takes longer.",
@@ -248,8 +264,9 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
                 code="exec-timeout",
             )
             _send_last(conn.sock, b"" if conn.sock in self.answering else error_answer(error))
-        if len(self._overdue) >= self._threads:  # nobody is left to handle anything
-            self._on_stuck()
+        hanging = sum(since < now - _STUCK_AFTER_S for since in self._overdue.values())
+        if hanging >= self._threads:  # nobody is left to handle anything
+            self._on_stuck("Every thread of it is past exec_timeout.")
 
     def _end(self, conn: TConn, last_words: bytes) -> None:
         self.nr_conns -= 1
@@ -257,7 +274,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        watching = self._exec_timeout_s and self._running
+        watching = self._exec_timeout_s and (self._running or self._overdue)
         super().wait_for_and_dispatch_events(min(timeout, _TICK_S) if watching else timeout)
 
 

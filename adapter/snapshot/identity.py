@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -92,7 +93,9 @@ def _tree_lines(folder: Path, below: str, above: tuple[str, ...]) -> Iterable[st
                 yield from _tree_lines(Path(entry.path), name, (*above, real))
                 continue
             facts = entry.stat()
-            if facts.st_size > _CONTENT_LIMIT_BYTES:
+            if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+                yield f"{name} {stat.S_IFMT(facts.st_mode):o}"
+            elif facts.st_size > _CONTENT_LIMIT_BYTES:
                 yield f"{name} {facts.st_size} {facts.st_mtime_ns}"
             else:
                 yield f"{name} {_content_digest(Path(entry.path))}"

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from adapter.errors import SnapshotError
+from adapter.errors import SnapshotCorrupt, SnapshotError
 from adapter.keys import ENV_CRIU
 from adapter.snapshot.image import MEMORY_FILE, MEMORY_NAME
 
@@ -104,6 +105,45 @@ def _run(
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What the manifest of a process snapshot says beside its files."""
+
+    criu: str
+    """Path of the CRIU that dumped it, and restores it."""
+    criu_version: str
+    pid: int
+    """Of the process, in its own pid namespace."""
+    pipes: tuple[str, ...]
+    """Names of its descriptors 0 to 3, which a restore replaces."""
+    mapped_bytes: int
+    copied_bytes: int
+    weights: str = ""
+    """Key of the weight snapshot that it maps, or gave up."""
+    weights_left_out: bool = False
+    """It gave its weights up before the dump: they are brought back after a restore."""
+    gpu: str = ""
+    """Where its GPU memory was, which the driver brings back after a restore; empty: it has none."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> ProcessFacts:
+        """Raises `SnapshotCorrupt` for anything that no dump here has written."""
+        try:
+            known = cls(**{**facts, "pipes": tuple(facts["pipes"])})
+        except (KeyError, TypeError) as exc:
+            raise SnapshotCorrupt("The manifest does not describe a process.", why=f"{exc!r}.") from exc
+        texts = (known.criu, known.criu_version, known.weights, known.gpu, *known.pipes)
+        numbers = (known.pid, known.mapped_bytes, known.copied_bytes)
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or not all(type(number) is int and number >= 0 for number in numbers)
+            or not 1 < known.pid < 2**22
+            or len(known.pipes) != PIPE_DESCRIPTORS
+        ):
+            raise SnapshotCorrupt("The manifest does not describe a process.", why="A value is of the wrong kind.")
+        return known
 
 
 def dump(criu: Criu, pid: int, images: Path) -> list[str]:

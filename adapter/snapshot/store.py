@@ -96,8 +96,9 @@ class Store:
         if not os.path.lexists(path):
             raise self._not_found(tenant, function, identity, kind)
         snapshot = read_snapshot(path)
-        if snapshot.identity != identity:
-            raise SnapshotCorrupt(f"The manifest of {path.name} is of another identity.", code="snapshot-corrupt")
+        said = (snapshot.tenant, snapshot.function, snapshot.kind, snapshot.identity)
+        if said != (tenant, function, kind, dict(identity)):
+            raise SnapshotCorrupt(f"The manifest of {path.name} is of another snapshot.", code="snapshot-corrupt")
         verify(snapshot)
         os.utime(_touch(path / USED))
         return snapshot
@@ -241,7 +242,7 @@ def read_snapshot(path: Path) -> Snapshot:
             files=files,
             created_at_ns=int(data["created_at_ns"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
     _check_files(snapshot)
     return snapshot
@@ -256,6 +257,9 @@ def _check_files(snapshot: Snapshot) -> None:
             _check_trusted(snapshot.path / parts[0], directory=True)
         if _check_trusted(snapshot.path / name).st_size != entry["size"]:
             raise SnapshotCorrupt(f"{name} of {snapshot.path.name} has another size than was published.")
+    for own in _OWN_FILES:
+        if os.path.lexists(snapshot.path / own):
+            _check_trusted(snapshot.path / own)
     listed = snapshot.files.keys() | _OWN_FILES
     for folder, folders, names in os.walk(snapshot.path):
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,6 +117,41 @@ def test_what_a_function_prints_is_its_log_and_nothing_else(session):
         "in handle",
     ):
         assert line in log
+
+
+def test_a_status_that_ends_no_answer_is_a_500(session):
+    session.deploy("informational", ZERO)
+    assert session.call("informational").status == 500
+
+
+def test_a_stream_can_read_its_request(session):
+    session.deploy("streams-query", ZERO)
+    assert session.request("POST", "/function/streams-query?word=ab").body == b"ababab"
+
+
+def test_descriptors_that_are_not_its_own_are_no_way_to_harm_the_entrypoint(session):
+    session.deploy("writes-status", {**ZERO, "gpufn.dev/snapshot": "off"})
+    assert session.call("writes-status").body == b"loaded"
+    assert start_record(session, "writes-status")["rung"] == "load"
+
+
+def test_a_process_without_a_descriptor_left_is_replaced(session):
+    session.deploy("leaks-descriptors", ZERO)
+    first = session.request("POST", "/function/leaks-descriptors?leak=1").body
+    slow = threading.Thread(target=session.request, args=("POST", "/function/leaks-descriptors?seconds=30"))
+    slow.start()  # it has the kept connection: the next request needs one of its own
+    session.wait(lambda: session.call("leaks-descriptors").body not in (b"", first), "another process answers", 60)
+    slow.join()
+
+
+def test_a_pipe_in_its_folder_does_not_hold_a_function_up(tmp_path):
+    folder = tmp_path / "functions" / "piped"
+    folder.mkdir(parents=True)
+    (folder / "handler.py").write_text("def load(device):\n    return 'm'\ndef handle(e, c):\n    return c.model\n")
+    os.mkfifo(folder / "pipe")
+    with Session(tmp_path / "state", functions=folder.parent, envs=tmp_path / "envs") as other:
+        other.deploy("piped", ZERO)
+        assert other.call("piped").body == b"m"
 
 
 # The snapshot point -----------------------------------------------------------------------------

@@ -193,3 +193,33 @@ def test_a_disk_that_fills_up_while_dumping_costs_nothing_but_the_snapshot(state
         assert "No space left" in taken["reason"]
         assert not left(state_dir)
         assert not published(state_dir)
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [({"pid": "x"}, "snapshot-corrupt"), ({"pipes": 5}, "snapshot-corrupt"), ({"criu": "EVIL"}, "criu-moved")],
+    ids=str,
+)
+def test_a_manifest_that_says_something_else_is_dropped_and_runs_nothing(state_dir, functions, tmp_path, facts, code):
+    one_life(state_dir, functions)
+    (folder,) = published(state_dir)
+    evil = tmp_path / "evil"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    evil.chmod(0o755)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["facts"] |= {name: str(evil) if value == "EVIL" else value for name, value in facts.items()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    answer, record, taken = one_life(state_dir, functions)
+    assert (answer, record["rung"], taken["state"]) == (b"m", "load", "published")
+    assert [one["code"] for one in record["skipped"] if one["rung"] == "restore"] == [code]
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_function_that_changes_while_it_is_dumped_is_not_kept(state_dir, tmp_path):
+    changes = "import pathlib, time\npathlib.Path(__file__).with_name('data').write_text(str(time.time_ns()))\n"
+    write_function(tmp_path / "functions", "fn", changes + HANDLER)
+    answer, _, taken = one_life(state_dir, tmp_path / "functions")
+    assert answer == b"m"
+    assert (taken["state"], taken["code"]) == ("failed", "changed")
+    assert "code" in taken["reason"]
+    assert not published(state_dir)

@@ -248,3 +248,37 @@ def test_a_full_disk_publishes_nothing(tmp_path):
         assert list(store.folder("t", "fn.ns").glob(".draft-*")) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("field", ["tenant", "function", "kind"])
+def test_a_manifest_of_another_snapshot_is_refused(store, field):
+    publish(store)
+    (folder,) = store.root.glob("*/*/process-*")
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, field: "another"}))
+    with pytest.raises(SnapshotCorrupt, match="of another snapshot"):
+        find(store)
+
+
+@pytest.mark.parametrize("name", ["verified.json", "used"])
+@pytest.mark.parametrize("harm", ["pipe", "link"])
+def test_own_files_that_are_no_files_are_refused_and_not_opened(store, tmp_path, name, harm):
+    publish(store)
+    (folder,) = store.root.glob("*/*/process-*")
+    (folder / name).unlink()
+    if harm == "pipe":
+        os.mkfifo(folder / name, 0o600)
+    else:
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SnapshotCorrupt, match=name):
+        find(store)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_numbers_beyond_all_bounds_are_refused(store):
+    publish(store)
+    (folder,) = store.root.glob("*/*/process-*")
+    manifest = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(manifest.replace('"created_at_ns": ', '"created_at_ns": 1e999, "x": '))
+    with pytest.raises(SnapshotCorrupt):
+        find(store)
