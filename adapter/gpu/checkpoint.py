@@ -95,7 +95,7 @@ class Driver:
             raise GpuError(
                 "GPU processes cannot be parked here.",
                 why=f"The package cuda-bindings is missing: {exc}.",
-                hint="Install: gpufn[gpu]",
+                hint="Install: gpufn[park]",
                 code="no-cuda-bindings",
             ) from exc
         self._api: Any = driver
