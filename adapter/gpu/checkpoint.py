@@ -101,11 +101,6 @@ class Driver:
         self._api: Any = driver
         self._call("The CUDA driver could not be initialised.", "cuInit", 0)
 
-    @property
-    def remaps(self) -> bool:
-        """Whether these bindings can restore onto other GPUs (CUDA 13.0 and newer)."""
-        return hasattr(self._api, "CUcheckpointGpuPair")
-
     def gpus(self) -> list[str]:
         """UUIDs of all that this process sees."""
         count = self._call("The GPUs could not be counted.", "cuDeviceGetCount")

@@ -108,6 +108,8 @@ def test_a_mapping_onto_the_same_gpu_is_accepted(machine, subject):
         subject.pid,
         ["lock", "checkpoint", f"restore={json.dumps({text: text}, separators=(',', ':'))}", "unlock"],
     )
+    if code == "gpu-bindings-too-old":
+        pytest.skip("cuda-bindings of CUDA 12 name no GPUs")
     assert (reached, code) == ("running", "")
     assert subject.tell("gpu") == uuid
     assert subject.tell("check")
