@@ -95,16 +95,11 @@ class Driver:
             raise GpuError(
                 "GPU processes cannot be parked here.",
                 why=f"The package cuda-bindings is missing: {exc}.",
-                hint="Install: gpufn[gpu]",
+                hint="Install: gpufn[park]",
                 code="no-cuda-bindings",
             ) from exc
         self._api: Any = driver
         self._call("The CUDA driver could not be initialised.", "cuInit", 0)
-
-    @property
-    def remaps(self) -> bool:
-        """Whether these bindings can restore onto other GPUs (CUDA 13.0 and newer)."""
-        return hasattr(self._api, "CUcheckpointGpuPair")
 
     def gpus(self) -> list[str]:
         """UUIDs of all that this process sees."""
