@@ -126,7 +126,7 @@ class Field:
 FIELDS: tuple[Field, ...] = (
     Field("gpus", "gpu", "count", "gpu", _gpu_count(), 0.0, "GPUs for one replica, or a share of one"),
     Field("gpu_models", "gpu", "models", "models", _words(), (), "GPU models in order of preference; empty: any"),
-    Field("gpu_memory_bytes", "gpu", "memory", "memory", _size(), 0, "least free GPU memory"),
+    Field("gpu_memory_bytes", "gpu", "memory", "memory", _size(), 0, "GPU memory of one replica, others may have the rest; 0: its share of the GPU"),
     Field("min_replicas", "scale", "min", "min", _whole(0, MAX_REPLICAS), 0, "replicas that stay up without traffic"),
     Field("max_replicas", "scale", "max", "max", _whole(1, MAX_REPLICAS), 1, "replicas under load"),
     Field("initial_replicas", "scale", "initial", "initial", _whole(0, MAX_REPLICAS), 1, "replicas started by a deploy"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 from adapter.errors import SnapshotError
 from adapter.units import format_size
@@ -59,7 +60,10 @@ def failed(name: str, reason: str, fix: str = "") -> Finding:
     return Finding(name, Verdict.FAILED, reason, fix)
 
 
-def all_checks(state: Path, port: int) -> list[Callable[[], Finding]]:
+Check: TypeAlias = Callable[[], "Finding | list[Finding]"]
+
+
+def all_checks(state: Path, port: int) -> list[Check]:
     """The checks in the order in which they are shown."""
     return [
         check_python,
@@ -69,7 +73,7 @@ def all_checks(state: Path, port: int) -> list[Callable[[], Finding]]:
         check_resume,
         check_restore,
         check_secrets_path,
-        check_gpu,
+        check_gpus,
         check_open_files,
         lambda: check_state(state),
         lambda: check_disk(state),
@@ -145,27 +149,17 @@ def check_secrets_path() -> Finding:
     return warning("secrets", f"handlers cannot read {SECRETS_PATH}; `context.secret(name)` works", "Run as root.")
 
 
-def check_gpu() -> Finding:
-    try:
-        import pynvml
-    except ModuleNotFoundError:
-        return warning("gpu", "nvidia-ml-py is not installed: functions run on the CPU", "pip install 'gpufn[gpu]'")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return warning("gpu", f"no NVIDIA driver answers ({error}): functions run on the CPU")
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        names = ", ".join(_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-        return ok("gpu", f"{names or 'none'}; driver {_text(pynvml.nvmlSystemGetDriverVersion())}")
-    except pynvml.NVMLError as error:
-        return warning("gpu", f"the NVIDIA driver does not list its GPUs ({error})", "nvidia-smi")
-    finally:
-        pynvml.nvmlShutdown()
+def check_gpus() -> list[Finding]:
+    """One finding a GPU, or MIG slice; or one that says why there is none."""
+    from adapter.hosts.inventory import read_inventory
 
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    inventory = read_inventory()
+    if not inventory.devices:
+        return [warning("gpu", f"{inventory.why_not.rstrip('.')}: functions run on the CPU", "nvidia-smi")]
+    return [
+        ok(f"gpu {n}", f"{gpu.model}, {format_size(gpu.memory_bytes)}, {gpu.uuid}; driver {inventory.driver}")
+        for n, gpu in enumerate(inventory.devices)
+    ]
 
 
 def check_open_files() -> Finding:

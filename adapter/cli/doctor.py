@@ -28,12 +28,13 @@ def command(port: int, state: Path | None, output: Output) -> int:
     findings = []
     for check in all_checks(state_folder(state), port):
         try:
-            finding = check()
+            found = check()
         except OSError as exc:  # a check that cannot even try has found something
-            finding = failed(getattr(check, "__name__", "check").removeprefix("check_"), str(exc))
-        findings.append(finding)
-        if output.form in ("table", "wide"):
-            _show(finding)
+            found = failed(getattr(check, "__name__", "check").removeprefix("check_"), str(exc))
+        for finding in found if isinstance(found, list) else [found]:
+            findings.append(finding)
+            if output.form in ("table", "wide"):
+                _show(finding)
     if output.form not in ("table", "wide"):
         output.rows([finding.to_json() for finding in findings], _COLUMNS)
     return int(any(finding.verdict is Verdict.FAILED for finding in findings))

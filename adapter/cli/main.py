@@ -43,6 +43,7 @@ COMMANDS = {
     "logs": Entry("adapter.cli.logs", "Look", "Print a function's logs."),
     "starts": Entry("adapter.cli.starts", "Look", "Show how replicas came up, phase by phase."),
     "top": Entry("adapter.cli.top", "Look", "Show replicas as they are now."),
+    "nodes": Entry("adapter.cli.nodes", "Look", "List GPUs and who holds them."),
     "snapshot": Entry("adapter.cli.snapshot", "Snapshots", "Create, list, inspect and prune snapshots."),
     "usage": Entry("adapter.cli.usage", "Usage", "Report GPU-seconds and what they cost."),
     "doctor": Entry("adapter.cli.doctor", "Help", "Say what works on this machine, and how to mend the rest."),

@@ -23,7 +23,7 @@ from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.wire import unknown_function
-from adapter.policy.scaling import Park, ReplicaView, Start, Stop, decide, needed_replicas, next_deadline_s
+from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, StartRecord
 from adapter.spec import FunctionSpec
 
@@ -218,8 +218,10 @@ class Fleet:
                 self._start_more(action.count, now)
             elif isinstance(action, Park):
                 self.members[action.replica_id].replica.park()
-            elif isinstance(action, Stop):
+            elif action.replica_id in self.members:
                 self._stop(self.members[action.replica_id], action.reason)
+            else:
+                self._unwanted += 1  # one of those that are not there yet
         if spec.gpus or self._claims.asks:
             self._ask_for_gpus(spec, now)
         if now >= self._retry_at_s:
@@ -269,9 +271,8 @@ class Fleet:
             self.evaluate()
             return
         outdated = not self.rollout.wants(deployment)
-        member = Member(
-            replica, began_at_ns, upcoming=upcoming, outdated=outdated, grant=grant, gpu_wait_ns=gpu_wait_ns
-        )
+        follows = upcoming and deployment is not self.deployment  # the one before may have ended meanwhile
+        member = Member(replica, began_at_ns, upcoming=follows, outdated=outdated, grant=grant, gpu_wait_ns=gpu_wait_ns)
         self._claims.hold(member)
         if self._unwanted and not upcoming:
             self._unwanted -= 1

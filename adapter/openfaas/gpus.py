@@ -133,7 +133,8 @@ class Gpus:
         self._queue: dict[Grant, asyncio.Future[None]] = {}  # first come, first served
         self._evictions: dict[Grant, _Eviction] = {}
         self._told: dict[Grant, Decision] = {}
-        self._next_look: asyncio.Handle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.Handle | None = None
 
     def check(self, want: Want) -> None:
         """Raises `ConfigError` where `want` could not be granted if everything were free."""
@@ -190,25 +191,24 @@ class Gpus:
 
     def changed(self) -> None:
         """A grant came back, or its holder may be idle now: those who wait are looked at, in the loop's next turn."""
-        if self._queue:
-            self._look_later(asyncio.get_running_loop().call_soon(self._look))
+        if self._queue and self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._look)
 
     # Those who wait -----------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Decide about everybody who waits, in order."""
+        for look in (self._soon, self._later):
+            if look is not None:
+                look.cancel()
+        self._soon = self._later = None
         self._evictions = {g: e for g, e in self._evictions.items() if g.claim().state is ClaimState.IDLE}
         kept: set[str] = set()
         for grant in list(self._queue):
             if grant in self._queue and not self._queue[grant].done():
                 kept |= self._decide(grant, frozenset(kept))
         if self._queue:
-            self._look_later(asyncio.get_running_loop().call_later(_AGAIN_S, self._look))
-
-    def _look_later(self, handle: asyncio.Handle) -> None:
-        if self._next_look is not None:
-            self._next_look.cancel()
-        self._next_look = handle
+            self._later = asyncio.get_running_loop().call_later(_AGAIN_S, self._look)
 
     def _decide(self, grant: Grant, kept: frozenset[str]) -> set[str]:
         """Carry out what is decided; returns the devices that are kept for this grant from now on."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adapter.hosts import ReplicaState
+from adapter.openfaas import gpus
 from adapter.policy.grants import Device
 from adapter.records import EventName
 from tests.fakes.replicas import FakeHost, run, serving, until
@@ -15,6 +16,12 @@ pytestmark = pytest.mark.e2e
 
 GPU = Device("GPU-1", "NVIDIA L4", 24 * 2**30)
 SECOND = replace(GPU, uuid="GPU-2")
+
+
+@pytest.fixture(autouse=True)
+def _no_second_look(monkeypatch):
+    """Nothing here may rest on the look that comes once a second: every change is noticed when it happens."""
+    monkeypatch.setattr(gpus, "_AGAIN_S", 3600.0)
 
 
 def host(state_dir, *gpus, **options):

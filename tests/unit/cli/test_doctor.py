@@ -1,4 +1,3 @@
-import builtins
 import json
 import os
 
@@ -8,8 +7,10 @@ from adapter.cli import checks, doctor
 from adapter.cli.checks import Verdict, failed, ok, warning
 from adapter.cli.main import run
 from adapter.errors import SnapshotError
+from adapter.hosts import Inventory, inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.shell import Isolation
+from adapter.policy.grants import Device
 from adapter.snapshot import process
 from adapter.snapshot.store import Store
 
@@ -54,7 +55,8 @@ def test_a_check_that_cannot_try_is_a_finding_not_a_crash(monkeypatch, capsys):
 
 def test_every_check_runs_here(tmp_path):
     with listen("127.0.0.1", 0) as sock:
-        findings = [check() for check in checks.all_checks(tmp_path / "state", sock.getsockname()[1])]
+        found = [check() for check in checks.all_checks(tmp_path / "state", sock.getsockname()[1])]
+    findings = [f for some in found for f in (some if isinstance(some, list) else [some])]
     assert len({finding.name for finding in findings}) == len(findings)
     assert all(finding.reason for finding in findings)
     assert not (tmp_path / "state").exists()  # looking changes nothing
@@ -76,16 +78,21 @@ def test_missing_namespaces_are_a_warning_with_the_reason(monkeypatch):
     assert checks.check_secrets_path().verdict is Verdict.WARNING
 
 
-def test_a_missing_binding_means_no_gpu(monkeypatch):
-    real = builtins.__import__
+def test_no_gpu_is_a_warning_with_the_reason(monkeypatch):
+    monkeypatch.setattr(inventory, "read_inventory", lambda: Inventory(why_not="No driver."))
+    (finding,) = checks.check_gpus()
+    assert (finding.verdict, finding.reason) == (Verdict.WARNING, "No driver: functions run on the CPU")
 
-    def no_pynvml(name, *rest):
-        if name == "pynvml":
-            raise ModuleNotFoundError(name)
-        return real(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", no_pynvml)
-    assert checks.check_gpu().verdict is Verdict.WARNING
+def test_each_gpu_has_a_line(monkeypatch, capsys):
+    devices = (Device("GPU-1", "NVIDIA L4", 24 * 2**30), Device("MIG-2", "NVIDIA A100 MIG 1g.5gb", 5 * 2**30, True))
+    monkeypatch.setattr(inventory, "read_inventory", lambda: Inventory(devices, "580.1"))
+    monkeypatch.setattr(doctor, "all_checks", lambda state, port: [checks.check_gpus])
+    assert run(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "✓ gpu 0       NVIDIA L4, 24.0Gi, GPU-1; driver 580.1",
+        "✓ gpu 1       NVIDIA A100 MIG 1g.5gb, 5.0Gi, MIG-2; driver 580.1",
+    ]
 
 
 def test_the_port_says_who_has_it(tmp_path):
