@@ -47,6 +47,9 @@ _RESTORE_LIMIT_S = 30.0
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Between failed starts, by how many there were in a row."""
 
+_PARK_AGAIN_S, _PARK_TRIES = 0.05, 20
+"""A park meets a request that is being answered, or none: within a second it is clear which."""
+
 _NOT_LAUNCHED = "start-failed"
 
 _SOCKET_PATH_LIMIT_BYTES = 107
@@ -76,6 +79,7 @@ class Entrypoint:
         self._state = State.STARTING
         self._start: Start | None = None
         self._park_asked = False
+        self._park_tries = 0
         self._can_park = True
         self._draining_wanted = False
         self._lingers = True
@@ -356,7 +360,7 @@ class Entrypoint:
         elif op == "parked":
             self._now_idle()
         elif op == "busy":
-            self._park_asked = False
+            self._park_later()
         elif op == "stats":
             self._metrics.answer_scrapes(message["requests"], message["in_flight"])
         elif op in ("stuck", "wrong"):
@@ -421,8 +425,22 @@ class Entrypoint:
     # Parking ------------------------------------------------------------------------------------
 
     def _begin_park(self) -> None:
-        if self._state is State.SERVING and self._can_park and not self._park_asked and self._start is None:
-            self._park_asked = self._model.say("park")
+        if not self._park_asked and self._can_park:
+            self._park_asked = True
+            self._try_to_park(_PARK_TRIES)
+
+    def _try_to_park(self, tries: int) -> None:
+        """Whoever asks has seen the last answer, which this process and the model's may still be counting."""
+        self._park_tries = tries
+        if self._state is not State.SERVING or not tries:
+            self._park_asked = False
+        elif self._start is not None:
+            self._park_later()
+        else:
+            self._model.say("park")
+
+    def _park_later(self) -> None:
+        self._loop.after(_PARK_AGAIN_S, lambda: self._try_to_park(self._park_tries - 1))
 
     def _now_idle(self) -> None:
         """The model process has given back what it had: requests are held from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -89,9 +90,8 @@ class Simulated:
         leases = self.folder / "leases"
         held = 0
         for lease in leases.iterdir() if leases.is_dir() else ():
-            pid, *sizes = lease.read_text().split()
-            if Path(f"/proc/{pid}").exists():
-                held += sum(map(int, sizes))
+            if _is_locked(lease):
+                held += sum(map(int, lease.read_text().split()[1:]))
         return held
 
     def run(self, program: str, *arguments: str, timeout_s: float = 60, **environment: str) -> str:
@@ -110,6 +110,18 @@ class Simulated:
         part = self.folder / f".{name}"
         part.write_text("".join(f"{line}\n" for line in lines))
         part.rename(self.folder / name)
+
+
+def _is_locked(lease: Path) -> bool:
+    """Whether its owner lives: its process id may be of another pid namespace."""
+    try:
+        with lease.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _on(is_on: bool) -> str:

@@ -53,9 +53,7 @@ def test_facts_that_are_missing_are_refused(name):
         ProcessFacts.of({key: value for key, value in GOOD.items() if key != name})
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5
-)
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5)
 
 
 @given(name=st.sampled_from(sorted(GOOD)), value=json_values)

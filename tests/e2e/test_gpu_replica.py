@@ -1,0 +1,185 @@
+"""A GPU replica: parked, resumed, dumped while it is parked, restored; on a simulated GPU, with the real CRIU."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from adapter.hosts import ReplicaState
+from adapter.records import EventName
+from tests.fakes.host import Listener, ask, deployment, running
+from tests.stubs.simulated import CUDA_OUT_OF_MEMORY, CUDA_UNKNOWN, StubGpu, uuid_of
+
+pytestmark = [pytest.mark.e2e, pytest.mark.gpu, pytest.mark.criu]
+
+GPU = uuid_of(0)
+FUNCTIONS = Path(__file__).parents[1] / "functions"
+ANNOTATIONS = {"gpufn.dev/gpu": "1"}
+
+
+@pytest.fixture
+def gpu(simulated, monkeypatch):
+    """A machine whose processes find a simulated GPU, and no variable of it."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", simulated.search_path)
+    return simulated
+
+
+class Life:
+    """One replica on a GPU, from its start."""
+
+    def __init__(self, replica, listener):
+        self.replica = replica
+        self.heard = listener
+
+    async def ask(self):
+        return json.loads(await ask(self.replica))
+
+    async def record(self, number=1):
+        return (await self.heard.heard(EventName.STARTED, number)).fields["record"]
+
+    async def park(self, number=1):
+        self.replica.park()
+        await self.heard.heard(EventName.PARKED, number)
+
+    async def snapshot(self):
+        return (await self.heard.heard(EventName.SNAPSHOT, 2)).fields
+
+
+def lives(state, scenario, *, snapshot="auto"):
+    """Run `scenario` with what begins a life of the function on given GPUs."""
+    wanted = deployment("gpu-memory", annotations={**ANNOTATIONS, "gpufn.dev/snapshot": snapshot})
+
+    async def whole():
+        async with running(state, FUNCTIONS) as host:
+            await host.prepare(wanted)
+
+            async def begin(*devices):
+                listener = Listener()
+                return Life(await host.start(wanted, listener, devices or (GPU,)), listener)
+
+            await scenario(begin)
+
+    asyncio.run(asyncio.wait_for(whole(), 110))
+
+
+def names(record):
+    return [phase["name"] for phase in record["phases"]]
+
+
+def test_a_parked_replica_gives_its_gpu_memory_back_and_comes_back_with_it(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        first = await life.ask()
+        assert first["whole"]
+        held = gpu.held_bytes()
+        assert held > 0
+        for number in range(1, 4):
+            await life.park(number)
+            assert gpu.held_bytes() == 0
+            assert life.replica.state is ReplicaState.PARKED
+            life.replica.resume((GPU,))
+            assert await life.ask() == first
+            assert gpu.held_bytes() == held
+            record = await life.record(number + 1)
+            assert record["rung"] == "resume"
+            assert "cuda_restore" in names(record)
+
+    lives(state_dir, scenario, snapshot="off")
+
+
+def test_a_request_at_a_parked_replica_waits_until_the_host_has_gpu_memory_for_it(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        await life.ask()
+        await life.park()
+        asked = asyncio.create_task(life.ask())
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asked), 0.2)
+        assert gpu.held_bytes() == 0
+        life.replica.resume((GPU,))
+        assert (await asked)["whole"]
+
+    lives(state_dir, scenario, snapshot="off")
+
+
+def test_a_process_dumped_while_parked_is_restored_with_its_gpu_memory_at_its_addresses(state_dir, gpu):
+    async def scenario(begin):
+        first = await begin()
+        said = await first.ask()
+        await first.park()  # told once the snapshot is taken
+        assert (await first.snapshot())["state"] == "published"
+        assert gpu.held_bytes() == 0
+        await first.replica.stop(30)
+        second = await begin()
+        again = await second.ask()
+        assert again["whole"]
+        record = await second.record()
+        assert record["rung"] == "restore"
+        assert {"restore", "cuda_restore"} <= set(names(record))
+        assert said["whole"]
+
+    lives(state_dir, scenario)
+
+
+def test_a_restored_process_comes_up_on_another_gpu_of_the_same_model(state_dir, gpu):
+    gpu.set(StubGpu(uuid_of(0)), StubGpu(uuid_of(1)))
+
+    async def scenario(begin):
+        first = await begin(uuid_of(0))
+        await first.ask()
+        await first.park()
+        await first.replica.stop(30)
+        second = await begin(uuid_of(1))
+        assert (await second.ask())["whole"]
+        assert (await second.record())["rung"] == "restore"
+        await second.park()
+        second.replica.resume((uuid_of(0),))
+        assert (await second.ask())["whole"]
+        assert (await second.record(2))["rung"] == "resume"
+
+    lives(state_dir, scenario)
+
+
+def test_a_park_that_fails_before_its_commit_costs_nothing(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        first = await life.ask()
+        gpu.fault(f"cuCheckpointProcessLock 1 fail {CUDA_UNKNOWN}")
+        life.replica.park()
+        record = await life.record(2)
+        assert record["rung"] == "resume"
+        assert [one["code"] for one in record["skipped"]] == ["gpu-failed"]
+        assert await life.ask() == first
+        await life.park()  # and the next time it works
+        assert gpu.held_bytes() == 0
+
+    lives(state_dir, scenario, snapshot="off")
+
+
+def test_a_process_lost_in_a_park_ends_its_replica_and_the_next_starts_clean(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        await life.ask()
+        gpu.fault("cuCheckpointProcessCheckpoint 1 failed")
+        life.replica.park()
+        await life.heard.heard(EventName.STOPPED)
+        assert gpu.held_bytes() == 0
+        assert (await (await begin()).ask())["whole"]
+
+    lives(state_dir, scenario, snapshot="off")
+
+
+def test_a_restore_that_finds_no_gpu_memory_is_followed_by_the_next_rung(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        await life.ask()
+        await life.park()
+        gpu.fault(f"cuCheckpointProcessRestore 1 fail {CUDA_OUT_OF_MEMORY}")
+        asked = asyncio.create_task(life.ask())
+        life.replica.resume((GPU,))
+        assert (await asked)["whole"]
+        record = await life.record(2)
+        assert record["rung"] == "load"
+
+    lives(state_dir, scenario, snapshot="off")
