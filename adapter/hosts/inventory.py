@@ -2,7 +2,7 @@
 
 A child, because the control side never loads a GPU's libraries: one that hangs or crashes takes nothing with it.
 Its answer is one JSON object: ``{"driver", "why_not", "devices": [{"uuid", "name", "memory_bytes", "mig": […]}]}``,
-where ``mig`` are a GPU's slices in the same form.
+where ``mig`` are a GPU's slices in the same form; they need no name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from adapter.hosts import Inventory
 from adapter.policy.grants import Device
 from adapter.replica import shim_path
+from adapter.units import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def _devices(entry: Mapping[str, Any]) -> Iterator[Device]:
     """A GPU that is cut into slices can only be used as these."""
     slices = entry.get("mig") or ()
     for slice_ in slices:
-        model = str(slice_.get("name") or f"{entry['name']} MIG {slice_.get('profile', '')}".rstrip())
-        yield Device(str(slice_["uuid"]), model, int(slice_["memory_bytes"]), is_slice=True)
+        size_bytes = int(slice_["memory_bytes"])
+        model = str(slice_.get("name") or f"{entry['name']} MIG {format_size(size_bytes)}")
+        yield Device(str(slice_["uuid"]), model, size_bytes, is_slice=True)
     if not slices:
         yield Device(str(entry["uuid"]), str(entry["name"]), int(entry["memory_bytes"]))

@@ -28,12 +28,10 @@ def test_gpus_are_devices():
 
 
 def test_a_gpu_that_is_cut_is_its_slices():
-    found = parse_inventory(
-        answer({**H100, "mig": [SLICE, {"uuid": "MIG-2", "profile": "2g.20gb", "memory_bytes": 20}]})
-    )
+    found = parse_inventory(answer({**H100, "mig": [SLICE, {"uuid": "MIG-2", "memory_bytes": 20 * 2**30}]}))
     assert found.devices == (
         Device("MIG-1", "NVIDIA H100 MIG 1g.10gb", 10, is_slice=True),
-        Device("MIG-2", "NVIDIA H100 MIG 2g.20gb", 20, is_slice=True),
+        Device("MIG-2", "NVIDIA H100 MIG 20.0Gi", 20 * 2**30, is_slice=True),
     )
 
 
