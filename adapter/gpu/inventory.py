@@ -7,8 +7,11 @@ NVML, so only leases know.
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapter.errors import GpuError
@@ -232,3 +235,40 @@ def _none_visible(variable: str, environ: Mapping[str, str]) -> GpuError:
         hint=f"Set {variable} to indices or UUIDs of: nvidia-smi -L",
         code="no-visible-gpu",
     )
+
+
+def offered(inventory: Inventory, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What a host with these variables may give to replicas, as JSON: GPUs, each with the slices that are meant.
+
+    Raises `GpuError` as `visible_devices` does.
+    """
+    visible = visible_devices(inventory, environ)
+    named = CUDA_VARIABLE in environ
+    gpus = [gpu for gpu in inventory.gpus if gpu in visible or any(slice_ in visible for slice_ in gpu.instances)]
+    return [
+        {
+            "index": gpu.index,
+            "uuid": gpu.uuid,
+            "name": gpu.name,
+            "memory_bytes": gpu.memory_bytes,
+            "mig": [asdict(slice_) for slice_ in gpu.instances if not named or slice_ in visible],
+            "persistence": gpu.persistence,
+        }
+        for gpu in gpus
+    ]
+
+
+def main() -> int:
+    """``python -m adapter.gpu.inventory``: one JSON object, for a host, which loads no GPU library itself."""
+    answer: dict[str, Any] = {"driver": "", "why_not": "", "devices": []}
+    try:
+        inventory = take_inventory()
+        answer |= {"driver": inventory.driver_version, "devices": offered(inventory, os.environ)}
+    except GpuError as error:
+        answer["why_not"] = f"{error.message} {error.why}".strip()
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

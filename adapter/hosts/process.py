@@ -29,6 +29,7 @@ from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
 from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
+from adapter.hosts.gpu_helper import GpuHelper
 from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.process_replica import ProcessReplica
@@ -86,6 +87,7 @@ class ProcessHost:
         self._replicas: dict[str, ProcessReplica] = {}
         self._standby: Shell | None = None
         self._standby_timer: asyncio.TimerHandle | None = None
+        self._gpu_helper: GpuHelper | None = None
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(state)
@@ -142,6 +144,7 @@ class ProcessHost:
             runtime_dir=str(shell.home),
             snapshot_dir=str(self._snapshots),
             secrets_dir=self._copy_secrets(deployment, shell),
+            gpu_helper=self._gpu_helper.path if self._gpu_helper is not None and devices else "",
         )
 
     def _replica(
@@ -151,7 +154,10 @@ class ProcessHost:
         return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
 
     async def inventory(self) -> Inventory:
-        return await asyncio.to_thread(read_inventory)
+        found = await asyncio.to_thread(read_inventory)
+        if found.devices and self._gpu_helper is None:
+            self._gpu_helper = GpuHelper()
+        return found
 
     def _copy_secrets(self, deployment: Deployment, shell: Shell) -> str:
         """Copy the secrets for one replica; returns where its handler finds them: at OpenFaaS's path if possible."""
@@ -217,6 +223,8 @@ class ProcessHost:
         try:
             await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
         finally:
+            if self._gpu_helper is not None:
+                self._gpu_helper.close()
             os.close(self._lock)
 
     def _ended(self, replica: ProcessReplica) -> None:

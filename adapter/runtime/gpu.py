@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter.errors import GpuError
@@ -21,6 +22,16 @@ from adapter.runtime.loop import Loop
 Then = Callable[[Answer], object]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    operation: Operation
+    pid: int
+    then: Then
+    mapping: Mapping[str, str]
+    may_ask_again: bool = True
+    """A helper that died is followed by another, which finds out how far the first one came."""
+
+
 class Gpu:
     """What is `asked` of the helper at `path` (empty: of one of our own) is answered in the loop, always."""
 
@@ -31,7 +42,7 @@ class Gpu:
         self._environ = environ
         self._helper: HelperProcess | None = None
         self._client: HelperClient | None = None
-        self._waiting: dict[int, Then] = {}
+        self._waiting: dict[int, _Asked] = {}
 
     def prepare(self) -> None:
         """Have a helper that initialises the driver while the model loads."""
@@ -42,24 +53,33 @@ class Gpu:
 
     def ask(self, operation: Operation, pid: int, then: Then, *, mapping: Mapping[str, str] | None = None) -> None:
         """Call `then` with the answer. No word in time, or none ever, is an answer whose error is `committed`."""
+        self._ask(_Asked(operation, pid, then, dict(mapping or {})))
+
+    def _ask(self, asked: _Asked) -> None:
         try:
-            number = self._send(operation, pid, mapping)
+            number = self._send(asked)
         except (GpuError, OSError) as exc:
             error = exc if isinstance(exc, GpuError) else _gone(exc)
-            self._loop.after(0, lambda: then(Answer(0, error=error)))
+            self._unanswered(asked, error, committed=False)
             return
-        limit_s = time_limit_s(operation)
-        self._waiting[number] = then
-        self._loop.after(limit_s, lambda: self._late(number, timed_out(operation, limit_s)))
+        limit_s = time_limit_s(asked.operation)
+        self._waiting[number] = asked
+        self._loop.after(limit_s, lambda: self._late(number, timed_out(asked.operation, limit_s)))
 
-    def _send(self, operation: Operation, pid: int, mapping: Mapping[str, str] | None) -> int:
+    def _unanswered(self, asked: _Asked, error: GpuError, *, committed: bool) -> None:
+        if asked.may_ask_again and error.code == "helper-died":
+            self._loop.after(0, lambda: self._ask(replace(asked, may_ask_again=False)))
+        else:
+            self._loop.after(0, lambda: asked.then(Answer(0, error=error, committed=committed)))
+
+    def _send(self, asked: _Asked) -> int:
         if self._client is None:
             self.prepare()
             self._client = HelperClient.connect(self.path)
             self._loop.watch(self._client.fileno(), self._hear)
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(asked.pid)
         try:
-            return self._client.send(operation, pidfd, mapping=mapping)
+            return self._client.send(asked.operation, pidfd, mapping=asked.mapping)
         except GpuError:
             self._disconnect()
             raise
@@ -73,18 +93,17 @@ class Gpu:
         except GpuError as error:
             self._disconnect()
             waiting, self._waiting = self._waiting, {}
-            for number, then in waiting.items():
-                then(Answer(number, error=error, committed=True))
+            for asked in waiting.values():
+                self._unanswered(asked, error, committed=True)
             return
         if answer is not None and answer.number in self._waiting:
-            self._waiting.pop(answer.number)(answer)
+            self._waiting.pop(answer.number).then(answer)
 
     def _late(self, number: int, error: GpuError) -> None:
-        then = self._waiting.pop(number, None)
-        if then is None:
-            return
-        self._disconnect()
-        then(Answer(number, error=error, committed=True))
+        asked = self._waiting.pop(number, None)
+        if asked is not None:
+            self._disconnect()
+            self._unanswered(asked, error, committed=True)
 
     def _disconnect(self) -> None:
         """The next request finds a helper anew: one of our own that hangs is replaced."""

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from adapter.hosts import ReplicaState
 from adapter.records import EventName
+from benchmarks.session import Session
 from tests.fakes.host import Listener, ask, deployment, running
 from tests.stubs.simulated import CUDA_OUT_OF_MEMORY, CUDA_UNKNOWN, StubGpu, uuid_of
 
@@ -46,18 +49,21 @@ class Life:
         return (await self.heard.heard(EventName.SNAPSHOT, 2)).fields
 
 
-def lives(state, scenario, *, snapshot="auto"):
-    """Run `scenario` with what begins a life of the function on given GPUs."""
+def lives(state, scenario, *, snapshot="auto", of_machine=False):
+    """Run `scenario` with what begins a life of the function on given GPUs; `of_machine`: with the host's helper."""
     wanted = deployment("gpu-memory", annotations={**ANNOTATIONS, "gpufn.dev/snapshot": snapshot})
 
     async def whole():
         async with running(state, FUNCTIONS) as host:
             await host.prepare(wanted)
+            if of_machine:
+                assert [device.uuid for device in (await host.inventory()).devices] == [GPU]
 
             async def begin(*devices):
                 listener = Listener()
                 return Life(await host.start(wanted, listener, devices or (GPU,)), listener)
 
+            begin.host = host
             await scenario(begin)
 
     asyncio.run(asyncio.wait_for(whole(), 110))
@@ -183,3 +189,39 @@ def test_a_restore_that_finds_no_gpu_memory_is_followed_by_the_next_rung(state_d
         assert record["rung"] == "load"
 
     lives(state_dir, scenario, snapshot="off")
+
+
+def test_a_helper_of_the_machine_that_is_killed_is_replaced_and_carries_on(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        first = await life.ask()
+        await life.park()
+        helper = begin.host._gpu_helper
+        killed = helper.pid
+        os.kill(killed, signal.SIGKILL)
+        asked = asyncio.create_task(life.ask())
+        life.replica.resume((GPU,))
+        assert await asked == first
+        assert helper.pid not in (0, killed)
+
+    lives(state_dir, scenario, snapshot="off", of_machine=True)
+
+
+def test_two_functions_take_turns_on_one_gpu_behind_the_gateway(tmp_path, gpu):
+    """Each needs more than half of it: what wants to run has the other parked, and nobody is refused."""
+    gpu.set(StubGpu(GPU, bytes=6 << 20))
+    environment = {"LD_LIBRARY_PATH": gpu.search_path}
+    with Session(tmp_path / "state", functions=FUNCTIONS, envs=tmp_path / "envs", variables=environment) as session:
+        annotations = {"gpufn.dev/initial": "0", "gpufn.dev/gpu": "1", "gpufn.dev/park": "1h", "gpufn.dev/idle": "2h"}
+        for name in ("one", "two"):
+            body = {"service": name, "image": "gpu-memory:latest", "annotations": annotations}
+            session.api("POST", "/system/functions", body)
+            session.wait(lambda name=name: not session._status(name), f"{name} is prepared", 60)
+        for turn in range(3):
+            for name in ("one", "two"):
+                assert session.call(name).json()["whole"], (turn, name)
+                assert gpu.held_bytes() == 4 << 20
+        rungs = {name: {record["rung"] for record in session.starts(name)} for name in ("one", "two")}
+        assert rungs == {"one": {"load", "resume"}, "two": {"load", "resume"}}
+        report = session.cli("usage", "report", "-o", "csv")
+        assert "gpu-seconds" in report.lower()
