@@ -33,6 +33,11 @@ class Ask:
     is_withdrawn: bool = False
     began_at_ns: int = field(default_factory=time.time_ns)
 
+    def check(self) -> None:
+        """Raises `Withdrawn`."""
+        if self.is_withdrawn:
+            raise Withdrawn
+
 
 class Claims:
     """One fleet's asks and grants. `stop` ends a replica, with a reason."""
@@ -64,10 +69,13 @@ class Claims:
     async def granted(self, ask: Ask) -> int:
         """Returns how many nanoseconds it took. Raises what `Gpus.acquire` does."""
         try:
-            if ask.is_withdrawn:
-                raise Withdrawn
+            ask.check()
             await self._gpus.acquire(ask.grant, ask.deployment.spec.start_timeout_s)
+            ask.check()
             return time.time_ns() - ask.began_at_ns
+        except Withdrawn:
+            self._gpus.parked(ask.grant)  # it may have been given at the last moment
+            raise
         finally:
             del self.asks[ask.grant]
 
@@ -127,6 +135,7 @@ class Claims:
         member.replica.resume(member.grant.uuids)
 
     def stopping(self, member: Member) -> None:
+        """It needs to wake no more."""
         if member.grant is not None:
             ask = self.asks.get(member.grant)
             if ask is not None:
@@ -135,6 +144,7 @@ class Claims:
 
     def ended(self, member: Member) -> None:
         if member.grant is not None:
+            self.stopping(member)
             self._gpus.release(member.grant)
 
     def measured(self, record: StartRecord) -> None:
