@@ -602,6 +602,8 @@ class Entrypoint:
         self._model.ended()
         if self._state is State.DRAINING:
             self._state = State.GONE
+        elif self._state in (State.PARKING, State.PARKED) and self._gpu is not None:
+            self._drained()  # a start would take GPU memory that this replica has given back
         elif self._state is State.STARTING and self._start is not None and self._start.rung is not Rung.RESUME:
             self._model.read_status()
             said = self._start.last_error

@@ -1,6 +1,6 @@
 """Holds device memory with a pattern, through the CUDA driver's own bindings: says whether it is still there.
 
-Works on a simulated GPU as on a real one; needs cuda-bindings. ``?bytes=N`` for more of it, to run out.
+Works on a simulated GPU as on a real one; needs cuda-bindings.
 """
 
 import os
