@@ -214,16 +214,17 @@ class Entrypoint:
 
     # Starting -----------------------------------------------------------------------------------
 
-    def _begin_start(self, began_ns: int) -> None:
+    def _begin_start(self, began_ns: int, skipped: tuple[SkippedRung, ...] = ()) -> None:
+        """`skipped`: what has failed already, for the record."""
         self._state = State.STARTING
         try:
             shape = read_handler_shape(Path(self._settings.folder))
             self._wanted = Wanted.of(self._settings, shape, self._environ)
-            steps, skipped = plan(self._wanted)
+            steps, left_out = plan(self._wanted)
         except (AdapterError, OSError) as error:
-            self._start = Start(self._settings, began_ns, [], [])
+            self._start = Start(self._settings, began_ns, [], [*skipped])
             return self._give_up(_as_handler_error(error))
-        self._start = Start(self._settings, began_ns, steps, skipped)
+        self._start = Start(self._settings, began_ns, steps, [*skipped, *left_out])
         return self._try_next()
 
     def _try_next(self) -> None:
@@ -316,7 +317,7 @@ class Entrypoint:
         start.failed(error)
         self._metrics.count_skipped(start.rung.value, error.code)
         if start.rung is Rung.RESUME:
-            return self._restart(error)
+            return self._restart(error, tuple(start.skipped))
         step, store = start.step, self._wanted.store if self._wanted else None
         if step is not None and step.snapshot is not None and store is not None and error.code != _NOT_LAUNCHED:
             store.remove(step.snapshot)  # it failed once; a new one is taken from the next warm start
@@ -474,14 +475,15 @@ class Entrypoint:
     def _park_failed(self, error: GpuError, *, lost: bool) -> None:
         print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
         self._metrics.count_skipped(Rung.RESUME.value, error.code)
+        skipped = SkippedRung(Rung.RESUME, error.code, f"It was not parked: {error.message} {error.why}")
         if lost and not self._front.held:
+            self._say(EventName.MODEL_EXITED, code=error.code, reason=skipped.reason)
             return self._drained()  # nobody waits: the next start is a clean one
         if lost:
             self._model.drop()
-            return self._restart(error)
+            return self._restart(error, (skipped,))
         self._can_park = error.code != "gpu-checkpoint-unsupported"
-        reason = f"It was not parked: {error.message} {error.why}"
-        return self._woken(self._begin_resume([SkippedRung(Rung.RESUME, error.code, reason)]))
+        return self._woken(self._begin_resume([skipped]))
 
     def _resume(self) -> None:
         start = self._begin_resume([])
@@ -616,7 +618,7 @@ class Entrypoint:
             self._model.drop()
             self._restart(HandlerError("The function's process ended.", why=f"It ended {how}.", code="model-exited"))
 
-    def _restart(self, error: AdapterError) -> None:
+    def _restart(self, error: AdapterError, skipped: tuple[SkippedRung, ...] = ()) -> None:
         """At once the first time; behind a back-off where nothing was answered since the last time."""
         self._metrics.count_exit(error.code)
         self._say(EventName.MODEL_EXITED, code=error.code, reason=error.why)
@@ -624,7 +626,7 @@ class Entrypoint:
         self._start = None
         self._failures += 1
         if self._failures == 1:
-            return self._begin_start(time.monotonic_ns())
+            return self._begin_start(time.monotonic_ns(), skipped)
         self._state = State.FAILED
         self._failure = error
         self._retry_at = time.monotonic() + _backoff_s(self._failures)

@@ -187,6 +187,7 @@ def test_a_restore_that_finds_no_gpu_memory_is_followed_by_the_next_rung(state_d
         assert (await asked)["whole"]
         record = await life.record(2)
         assert record["rung"] == "load"
+        assert ("resume", "gpu-out-of-memory") in [(one["rung"], one["code"]) for one in record["skipped"]]
 
     lives(state_dir, scenario, snapshot="off")
 
