@@ -21,6 +21,7 @@ BENCHMARKS = {
     "warm": "benchmarks.warm",
     "held": "benchmarks.held",
     "cycles": "benchmarks.cycles",
+    "parks": "benchmarks.parks",
 }
 """Name on the command line -> module. Their order is that of a whole run."""
 

@@ -34,6 +34,9 @@ WANTED: dict[str, tuple[str, float]] = {
     "held_500_starts": ("<=", 1),
     "cycles_100_wrong": ("<=", 0),
     "cycles_100_leaked": ("<=", 0),
+    "park_1000_lost": ("<=", 0),
+    "park_1000_leaked": ("<=", 0),
+    "park_1000_untold": ("<=", 0),
     "echo_from_zero_ms": ("<=", 400),
 }
 """What each bar should be. Values with other names are facts beside the bars, without one."""

@@ -178,9 +178,12 @@ class Session:
         body = {"service": name, "image": image or f"{name}:latest", "annotations": dict(annotations), "labels": {}}
         if self.api("PUT", "/system/functions", body, ok=(200, 202, 404)).status == http.HTTPStatus.NOT_FOUND:
             self.api("POST", "/system/functions", body)
-        self.wait(lambda: not self._status(name).startswith("preparing"), f"{name} is prepared", limit_s)
+        self.wait(lambda: not self.preparing(name), f"{name} is prepared", limit_s)
         if self._status(name):
             raise RuntimeError(f"{name}: {self._status(name)}")
+
+    def preparing(self, name: str) -> bool:
+        return self._status(name).startswith("preparing")
 
     def _status(self, name: str) -> str:
         found = self.api("GET", f"/system/function/{name}").json()

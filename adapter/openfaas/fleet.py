@@ -24,7 +24,7 @@ from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.wire import unknown_function
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
-from adapter.records import Event, EventName, StartRecord
+from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
 from adapter.spec import FunctionSpec
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Fleet:
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
         self._claims = Claims(self.gpus, self._stop)
+        self._lost_park: SkippedRung | None = None
         self._closing: Callable[[str], AdapterError] | None = None
 
     @property
@@ -338,6 +339,7 @@ class Fleet:
         elif event.name is EventName.MODEL_EXITED:
             member.awake.clear()
             member.exits += 1
+            self._note_lost_park(member, event)
             if member.asleep:  # what it would start now has no GPU
                 self._stop(member, "ended while parked")
         elif event.name is EventName.STARTED:
@@ -349,6 +351,12 @@ class Fleet:
             self._ended(member, str(event.fields.get("reason", "")))
             return
         self._changed(member)
+
+    def _note_lost_park(self, member: Member, event: Event) -> None:
+        """A GPU process that was lost while it was parked, or on the way there: told in the start that replaces it."""
+        if member.replica.deployment.spec.gpus:
+            code, reason = (str(event.fields.get(name, "")) for name in ("code", "reason"))
+            self._lost_park = SkippedRung(Rung.RESUME, code or "model-exited", reason)
 
     def _serves(self, member: Member, rung: str) -> None:
         if member.asleep:
@@ -400,6 +408,9 @@ class Fleet:
         if member.gpu_wait_ns:
             record = record.with_gpu_wait(member.gpu_wait_ns)
             member.gpu_wait_ns = 0
+        if self._lost_park is not None and record.rung is not Rung.RESUME:
+            record = replace(record, skipped=(self._lost_park, *record.skipped))
+            self._lost_park = None
         self.observer.started(self, record)
 
     def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:

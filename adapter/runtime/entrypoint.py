@@ -517,6 +517,8 @@ class Entrypoint:
     def _gpu_back(self, start: Start, said: Answer) -> None:
         if self._start is not start or self._state is not State.STARTING or not self._gpu_is_away:
             return
+        assert self._gpu is not None
+        start.skipped += [SkippedRung(Rung.RESUME, e.code, f"{e.message} {e.why}") for e in self._gpu.take_overcome()]
         for step in said.steps:
             start.add(PhaseName.CUDA_RESTORE, step.started_ns, step.ended_ns)
         if said.error is not None:
@@ -605,6 +607,7 @@ class Entrypoint:
         if self._state is State.DRAINING:
             self._state = State.GONE
         elif self._state in (State.PARKING, State.PARKED) and self._gpu is not None:
+            self._say(EventName.MODEL_EXITED, code="model-exited", reason=f"It was parked, and ended {how}.")
             self._drained()  # a start would take GPU memory that this replica has given back
         elif self._state is State.STARTING and self._start is not None and self._start.rung is not Rung.RESUME:
             self._model.read_status()

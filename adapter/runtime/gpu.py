@@ -43,6 +43,7 @@ class Gpu:
         self._helper: HelperProcess | None = None
         self._client: HelperClient | None = None
         self._waiting: dict[int, _Asked] = {}
+        self._overcome: list[GpuError] = []
 
     def prepare(self) -> None:
         """Have a helper that initialises the driver while the model loads."""
@@ -50,6 +51,11 @@ class Gpu:
             environment = {**base_environment(self._environ), "PYTHONPATH": python_path(self._environ)}
             with suppress(OSError):  # said when it is asked
                 self._helper = start_helper(self.path, environ=environment)
+
+    def take_overcome(self) -> list[GpuError]:
+        """What went wrong and was put right since this was asked last."""
+        overcome, self._overcome = self._overcome, []
+        return overcome
 
     def ask(self, operation: Operation, pid: int, then: Then, *, mapping: Mapping[str, str] | None = None) -> None:
         """Call `then` with the answer. No word in time, or none ever, is an answer whose error is `committed`."""
@@ -68,6 +74,7 @@ class Gpu:
 
     def _unanswered(self, asked: _Asked, error: GpuError, *, committed: bool) -> None:
         if asked.may_ask_again and error.code == "helper-died":
+            self._overcome.append(error)
             self._loop.after(0, lambda: self._ask(replace(asked, may_ask_again=False)))
         else:
             self._loop.after(0, lambda: asked.then(Answer(0, error=error, committed=committed)))
