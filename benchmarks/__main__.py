@@ -21,6 +21,7 @@ BENCHMARKS = {
     "warm": "benchmarks.warm",
     "held": "benchmarks.held",
     "cycles": "benchmarks.cycles",
+    "weights": "benchmarks.weights",
 }
 """Name on the command line -> module. Their order is that of a whole run."""
 
