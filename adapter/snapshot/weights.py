@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,11 @@ from typing import IO, Any
 
 from adapter.errors import GpuError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
 from adapter.pagecache import ReadAhead, populate
-from adapter.snapshot.layout import Piece, Slot, Tensor, cut, end_bytes, slots_of, submodules_of
-from adapter.snapshot.tensorfile import Header, arrange
-from adapter.snapshot.weightsfile import DATA, INDEX, Index, Writer, reading, verify, writing
+from adapter.snapshot.layout import Slot, Tensor, cut, end_bytes, slots_of, submodules_of
+from adapter.snapshot.tensorfile import Header
+from adapter.snapshot.weightsfile import DATA, INDEX, Index, reading, verify, writing
 
 __all__ = ["DATA", "INDEX", "fill", "read_ahead", "refill", "release", "save", "verify"]
-
-_COPY_BYTES = 64 * 2**20
-"""Tensors leave a GPU in pieces of this size: host memory stays bounded whatever the model's size."""
 
 
 def save(model: object, folder: Path) -> None:
@@ -43,7 +40,7 @@ def save(model: object, folder: Path) -> None:
         raise SnapshotError("The model has no weights to keep.", why="It holds no torch.nn.Module with tensors.")
     tensors, pieces = cut(slots)
     with writing(folder) as writer:
-        write_pieces(writer, pieces)
+        writer.write(pieces)
         training = [name for name, module in submodules_of(model) if module.training]
         writer.finish(tensors, training, complete=True)
 
@@ -121,17 +118,6 @@ def read_ahead(folder: Path) -> ReadAhead:
     Never fails; stop it before the process forks or is snapshotted.
     """
     return ReadAhead(folder / DATA)
-
-
-def write_pieces(writer: Writer, pieces: Iterable[Piece]) -> None:
-    """Header and bytes of `pieces`, those that several tensors share once."""
-    by_name = {piece.name: piece for piece in pieces}
-    placed = arrange((piece.name, piece.dtype, piece.shape, piece.alignment) for piece in by_name.values())
-    writer.header(placed)
-    for stored in placed:
-        for chunk in by_name[stored.name].chunks(_COPY_BYTES):
-            writer.write(memoryview((ctypes.c_char * chunk.numel()).from_address(chunk.data_ptr())))
-        writer.write(bytes(by_name[stored.name].padding_bytes))
 
 
 def _places(index: Index, slots: dict[str, Slot]) -> dict[str, list[Slot]]:
