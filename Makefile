@@ -37,6 +37,10 @@ test: setup try-criu lint types imports ## Run everything: lint, types, import r
 check: setup lint types imports ## Run the fast part: no models, no CRIU, no servers
 	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu"
 
+.PHONY: gpu-test
+gpu-test: setup try-criu ## Run the GPU tests on this machine's GPU, or on the simulated one, and say which
+	$(BIN)/pytest -m gpu tests/gpu tests/stubs
+
 .PHONY: lint
 lint: setup
 	$(BIN)/ruff check .

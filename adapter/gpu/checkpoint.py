@@ -38,11 +38,6 @@ _NO_CUDA = _Meaning(
     "There is no such process, or it has not initialised CUDA.",
     "Park it once its model is on the GPU.",
 )
-_TOO_OLD = _Meaning(
-    "gpu-driver-too-old",
-    "The installed driver is older than what the CUDA libraries here need.",
-    "Update the NVIDIA driver to 580 or newer.",
-)
 _BROKEN = _Meaning(
     "gpu-failed",
     "The driver or the GPU is in a bad way.",
@@ -54,8 +49,11 @@ _MEANINGS: dict[str, _Meaning] = {
     "CUDA_ERROR_NOT_SUPPORTED": _UNSUPPORTED,
     "CUDA_ERROR_INVALID_VALUE": _NO_CUDA,
     "CUDA_ERROR_NOT_INITIALIZED": _NO_CUDA,
-    "CUDA_ERROR_INSUFFICIENT_DRIVER": _TOO_OLD,
-    "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER": _TOO_OLD,
+    "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER": _Meaning(
+        "gpu-driver-too-old",
+        "The installed driver is older than what the CUDA libraries here need.",
+        "Update the NVIDIA driver to 580 or newer.",
+    ),
     "CUDA_ERROR_ILLEGAL_STATE": _Meaning(
         "gpu-wrong-state", "The process is in another state than this step needs.", "Ask for its state first."
     ),
@@ -97,16 +95,11 @@ class Driver:
             raise GpuError(
                 "GPU processes cannot be parked here.",
                 why=f"The package cuda-bindings is missing: {exc}.",
-                hint="Install: gpufn[gpu]",
+                hint="Install: gpufn[park]",
                 code="no-cuda-bindings",
             ) from exc
         self._api: Any = driver
         self._call("The CUDA driver could not be initialised.", "cuInit", 0)
-
-    @property
-    def remaps(self) -> bool:
-        """Whether these bindings can restore onto other GPUs (CUDA 13.0 and newer)."""
-        return hasattr(self._api, "CUcheckpointGpuPair")
 
     def gpus(self) -> list[str]:
         """UUIDs of all that this process sees."""
@@ -177,7 +170,9 @@ class Driver:
             result, *values = function(*arguments)
         except RuntimeError as exc:  # the bindings', where the driver lacks the function or is not there
             missing = _UNSUPPORTED if "Checkpoint" in str(exc) else _MEANINGS["CUDA_ERROR_NO_DEVICE"]
-            raise _error(message, str(exc), missing) from exc
+            raise _error(message, f"{exc}.".replace("..", "."), missing) from exc
+        except ValueError as exc:  # the bindings', of an answer newer than they are
+            raise _error(message, f"{name}: {exc}.", _BROKEN) from exc
         if int(result) != 0:
             meaning = {**_MEANINGS, **(meanings or {})}.get(result.name, _BROKEN)
             raise _error(message, f"{result.name} of {name}.", meaning)

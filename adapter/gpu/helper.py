@@ -89,12 +89,15 @@ class Deed:
         error = None
         try:
             self._found = self._reached = self._driver.state(self._target.pid())
-            {
-                Operation.STATE: lambda: None,
-                Operation.PARK: self._park,
-                Operation.RESUME: self._resume,
-                Operation.UNLOCK: self._unlock,
-            }[self._request.operation]()
+            match self._request.operation:
+                case Operation.PARK:
+                    self._park()
+                case Operation.RESUME:
+                    self._resume()
+                case Operation.UNLOCK:
+                    self._unlock()
+                case Operation.STATE:
+                    pass
         except GpuError as exc:
             error = exc
             if self._found is not None and self._steps:

@@ -6,6 +6,7 @@ process in every pid namespace, and never a later one that got the same number.
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -127,7 +128,8 @@ class Answer:
 
 def send(sock: socket.socket, data: bytes, pidfd: int | None = None) -> None:
     """Raises `OSError`, `BlockingIOError` included: an end that does not read is not waited for."""
-    socket.send_fds(sock, [data], [] if pidfd is None else [pidfd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    rights = [] if pidfd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
+    sock.sendmsg([data], rights, socket.MSG_DONTWAIT)  # socket.send_fds forgets its flags
 
 
 def receive(sock: socket.socket) -> tuple[bytes, int | None]:

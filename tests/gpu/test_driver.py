@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.subject import MIB
-
 pytestmark = pytest.mark.gpu
 
 STATES = {
@@ -43,10 +41,10 @@ except GpuError as error:
 """
 
 
-def drive(machine, pid, steps, user=os.getuid()):
+def drive(machine, pid, steps, user=None):
     """The state after those steps, taken in a process of their own, and the code of the error that ended them."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(pid), " ".join(steps), str(user)],
+        [sys.executable, "-c", PROGRAM, str(pid), " ".join(steps), str(os.getuid() if user is None else user)],
         env={**os.environ, **machine.environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -106,16 +104,12 @@ def test_a_mapping_onto_the_same_gpu_is_accepted(machine, subject):
     uuid = subject.tell("gpu")
     text = f"GPU-{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
     reached, code, *_ = drive(
-        machine, subject.pid, ["lock", "checkpoint", f"restore={json.dumps({text: text}, separators=(',', ':'))}", "unlock"]
+        machine,
+        subject.pid,
+        ["lock", "checkpoint", f"restore={json.dumps({text: text}, separators=(',', ':'))}", "unlock"],
     )
+    if code == "gpu-bindings-too-old":
+        pytest.skip("cuda-bindings of CUDA 12 name no GPUs")
     assert (reached, code) == ("running", "")
     assert subject.tell("gpu") == uuid
     assert subject.tell("check")
-
-
-def test_host_memory_holds_the_bytes_of_a_parked_process(machine, start_subject):
-    subject = start_subject(machine)
-    subject.tell("init")
-    subject.tell("allocate", "plain", 64 * MIB, 1)
-    drive(machine, subject.pid, ["lock", "checkpoint"])
-    assert subject.tell("resident_bytes") >= 64 * MIB

@@ -144,7 +144,9 @@ def test_another_user_is_not_answered_even_where_the_socket_is_open_to_all(tmp_p
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("nonsense", [b"{", b"[]", b'{"number": 1}', b"x" * 100_000, b'{"number": "1", "operation": "park"}'])
+@pytest.mark.parametrize(
+    "nonsense", [b"{", b"[]", b'{"number": 1}', b"x" * 100_000, b'{"number": "1", "operation": "park"}']
+)
 def test_nonsense_ends_the_connection_and_nothing_else(machine, start_client, subject, nonsense):
     helper, client = start_client(machine)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:

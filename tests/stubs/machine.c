@@ -267,14 +267,14 @@ int machine_fault(const char *call, bool after, pid_t target, bool *broken) {
     size_t length = strcspn(call, "_");
     char line[256], name[64], nth[16], action[16];
     int code = 0;
-    for (int number = 1; code == 0 && fgets(line, sizeof line, file) != NULL; number++) {
+    for (int number = 1; fgets(line, sizeof line, file) != NULL; number++) {
         long argument = 0;
         if (sscanf(line, "%63s %15s %15s %ld", name, nth, action, &argument) < 3 || strlen(name) != length ||
             strncmp(name, call, length) != 0 || (strstr(line, "when=after") != NULL) != after ||
             option(line, "caller=", getpid()) != getpid() || option(line, "target=", target) != target)
             continue;
         long calls = count_call(number);
-        if (strcmp(nth, "*") == 0 || strtol(nth, NULL, 10) == calls)
+        if (code == 0 && (strcmp(nth, "*") == 0 || strtol(nth, NULL, 10) == calls))
             code = act(action, argument, target, broken);
     }
     fclose(file);

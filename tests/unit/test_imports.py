@@ -8,7 +8,7 @@ import pytest
 
 import adapter
 
-HEAVY = {"torch", "numpy", "yaml", "requests", "rich", "sqlalchemy", "aiohttp", "kubernetes", "click", "pynvml",
+HEAVY = {"torch", "numpy", "yaml", "requests", "rich", "sqlalchemy", "aiohttp", "kubernetes", "click", "pynvml", "cuda",
          "prometheus_client", "safetensors", "sqlite3"}  # fmt: skip
 WEB = {"flask", "gunicorn", "werkzeug", "jinja2"}
 VOCABULARY = ["keys", "units", "errors", "records", "replica", "spec", "logs"]
@@ -41,7 +41,7 @@ def test_entrypoint_is_standard_library_only():
     assert outsiders(modules_after("import adapter.runtime.entrypoint")) == set()
 
 
-@pytest.mark.parametrize("package", ["runtime", "snapshot"])
+@pytest.mark.parametrize("package", ["runtime", "snapshot", "gpu"])
 def test_shim_loads_nothing_heavy(package):
     names = [name for name in submodules(package) if not name.endswith("__main__")]
     loaded = modules_after("import " + ", ".join(names))
