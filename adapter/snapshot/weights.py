@@ -164,8 +164,8 @@ def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
     stored = header.tensors.values()
     if device.type == "cuda":
         with _gpu_memory():
-            bases = {item.name: torch.empty(item.size_bytes, dtype=torch.uint8, device=device) for item in stored}
-        _read(file, [(header.data_at + item.start, bases[item.name]) for item in stored])
+            bases = {item.name: _empty(item.size_bytes, device) for item in stored}
+        _stream(file, [(header.data_at + item.start, bases[item.name]) for item in stored], device)
         return bases
     whole = _mapped(file)
     bases = {}
@@ -190,27 +190,34 @@ def _mapped(file: IO[bytes]) -> mmap.mmap:
     return whole
 
 
+def _empty(size: int, device: Any) -> Any:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
 def _read(file: IO[bytes], wanted: list[tuple[int, Any]]) -> None:
     """Copy the bytes of the file from each offset on into a uint8 tensor, on whatever device that is."""
     by_device: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
     for at, target in wanted:
         by_device[target.device].append((at, target))
     for device, targets in by_device.items():
-        ranges = [(at, target.numel(), target.data_ptr()) for at, target in targets]
         if device.type == "cuda":
-            _stream(file, ranges, device)
-        else:
-            for at, size, address in ranges:
-                _read_into(file, at, memoryview((ctypes.c_char * size).from_address(address)))
+            _stream(file, targets, device)
+            continue
+        for at, target in targets:
+            size, address = target.numel(), target.data_ptr()
+            _read_into(file, at, memoryview((ctypes.c_char * size).from_address(address)))
 
 
-def _stream(file: IO[bytes], ranges: list[tuple[int, int, int]], device: Any) -> None:
+def _stream(file: IO[bytes], targets: list[tuple[int, Any]], device: Any) -> None:
     import torch
 
     from adapter.gpu.stream import stream
 
-    torch.cuda.current_stream(device).synchronize()  # what torch has just allocated may still be in use by it
-    stream(file.fileno(), ranges, device=device.index or 0)
+    torch.cuda.current_stream(device).synchronize()  # it may still work on memory that torch hands out again
+    number = torch.cuda.current_device() if device.index is None else device.index
+    stream(file.fileno(), [(at, target.numel(), target.data_ptr()) for at, target in targets], device=number)
 
 
 def _read_into(file: IO[bytes], at: int, target: memoryview) -> None:
