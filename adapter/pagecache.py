@@ -112,6 +112,8 @@ def _populate(mapping: mmap.mmap, start: int, length: int) -> None:
     if _madvise(_address(mapping) + start, length, _MADV_POPULATE_READ) == 0:
         return
     error = ctypes.get_errno()
+    if error in {errno.ENOMEM, errno.EAGAIN}:  # a tight memory limit: these pages come when they are touched
+        return
     if error != errno.EINVAL:
         raise OSError(error, os.strerror(error))
     for at in range(start, start + length, _WILLNEED_BYTES):

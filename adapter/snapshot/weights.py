@@ -137,8 +137,14 @@ def _places(index: Index, slots: dict[str, Slot]) -> dict[str, list[Slot]]:
         places[tensor.names[0]] = list(held.values())
     found = {slot.name for held in places.values() for slot in held}
     for name in sorted(slots.keys() - found):
-        if index.complete or slots[name].value.is_meta:
+        if index.complete:
             raise _mismatch(name, "the snapshot")
+        if slots[name].value.is_meta:
+            raise SnapshotMismatch(
+                f"{name} is not in the snapshot, and `build` gives it no data.",
+                why="The snapshot was converted from a checkpoint, which does not hold everything.",
+                hint="Make it on the CPU: with torch.device('cpu') around it.",
+            )
     return places
 
 

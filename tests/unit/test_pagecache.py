@@ -101,6 +101,18 @@ def test_what_is_in_the_page_cache_is_left_to_faults(cold: Path, monkeypatch: py
     assert not calls
 
 
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EAGAIN])
+def test_a_tight_memory_limit_is_no_error(code: int, cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(pagecache, "_madvise", refused)
+    mapping = mapped(cold)
+    populate(mapping)
+    assert mapping[:] == cold.read_bytes()
+
+
 def test_what_is_mapped_stays_private(cold: Path) -> None:
     before = cold.read_bytes()
     mapping = mapped(cold)
