@@ -1,10 +1,10 @@
 """Pages of large files: whether they are in memory, and bringing them there faster than by one fault each.
 
-What is in the page cache is mapped in one call. What is not is asked for by several threads, so that a disk
-has more than one request to work on, and in windows of two large pages whatever its read-ahead is set to
-(that is what MADV_HUGEPAGE does to a mapped file); the page cache then holds large pages where the file
-system can, which are mapped as such. Where the kernel has no MADV_POPULATE_READ (before 5.14) the pages are
-asked for and not waited for. Standard library only.
+What is not in the page cache is asked for by several threads, so that a disk has more than one request to
+work on, and in windows of two large pages whatever its read-ahead is set to (that is what MADV_HUGEPAGE does
+to a mapped file); the page cache then holds large pages where the file system can, which are mapped as such.
+Where the kernel has no MADV_POPULATE_READ (before 5.14) the pages are asked for and not waited for.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 PAGE_BYTES = mmap.PAGESIZE
 _SAMPLES = 64
 _WARM_RATIO = 0.9
-_PIECE_BYTES = 32 * 2**20
+_PIECE_BYTES = 8 * 2**20
+"""Small, so that what is under way lies together: far apart, disks are slower."""
 _THREADS = 4
 """They wait for the disk, not for a processor: more than a small machine has of these, few enough for a disk that turns."""
 
@@ -49,16 +50,14 @@ def resident_ratio(mapping: mmap.mmap, starts: Iterable[int] = ()) -> float:
 
 
 def populate(mapping: mmap.mmap) -> None:
-    """Bring every page of a privately mapped file into memory and the page table; returns when they are there.
+    """Bring every page of a privately mapped file into memory; returns when they are there.
 
     Raises `OSError` (EFAULT) where the disk cannot read a page or the file has become shorter: what would
     else end the process (SIGBUS) when that page is touched.
     """
     with suppress(OSError):  # a kernel without large pages
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    if resident_ratio(mapping) > _WARM_RATIO:
-        _populate(mapping, 0, len(mapping))
-    else:
+    if resident_ratio(mapping) < _WARM_RATIO:  # else faults are quicker: the kernel maps the neighbours of each
         _in_threads(lambda start, length: _populate(mapping, start, length), len(mapping))
 
 
@@ -113,6 +112,8 @@ def _populate(mapping: mmap.mmap, start: int, length: int) -> None:
     if _madvise(_address(mapping) + start, length, _MADV_POPULATE_READ) == 0:
         return
     error = ctypes.get_errno()
+    if error in {errno.ENOMEM, errno.EAGAIN}:  # a tight memory limit: these pages come when they are touched
+        return
     if error != errno.EINVAL:
         raise OSError(error, os.strerror(error))
     for at in range(start, start + length, _WILLNEED_BYTES):

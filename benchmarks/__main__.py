@@ -22,6 +22,7 @@ BENCHMARKS = {
     "held": "benchmarks.held",
     "cycles": "benchmarks.cycles",
     "parks": "benchmarks.parks",
+    "weights": "benchmarks.weights",
 }
 """Name on the command line -> module. Their order is that of a whole run."""
 

@@ -38,6 +38,11 @@ WANTED: dict[str, tuple[str, float]] = {
     "park_1000_leaked": ("<=", 0),
     "park_1000_untold": ("<=", 0),
     "echo_from_zero_ms": ("<=", 400),
+    "weights_warm_over_best_peer": (">=", 1.0),
+    "weights_cold_over_best_peer": (">=", 1.0),
+    "weights_cold_over_disk": (">=", 0.9),
+    "second_replica_extra_pss": ("<=", 0.05),
+    "stream_host_mb": ("<=", 256),
 }
 """What each bar should be. Values with other names are facts beside the bars, without one."""
 

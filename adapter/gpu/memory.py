@@ -46,7 +46,7 @@ def driver() -> Any:
         raise GpuError(
             "The NVIDIA driver cannot be called.",
             why="cuda-bindings is not installed.",
-            hint="Install gpufn[gpu].",
+            hint="Install: gpufn[park]; CUDA builds of torch bring it.",
             code="no-cuda-bindings",
         ) from exc
     return driver

@@ -7,6 +7,7 @@ share it again when they come back. torch is imported where it is used.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,9 @@ _FILE_TYPES = {
 }  # fmt: skip
 _BYTES_ONLY = {"complex128": 16, "complex32": 4, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float4_e2m1fn_x2": 1}
 """Types of torch's that the format has no name for: kept as plain bytes, and their size."""
+
+TORCH_TYPES = {kind: name for name, kind in _FILE_TYPES.items()}
+"""The format's name of a data type -> torch's."""
 
 _ITEM_BYTES = {**{name: ITEM_BYTES[kind] for name, kind in _FILE_TYPES.items()}, **_BYTES_ONLY}
 
@@ -116,14 +120,16 @@ class Piece:
         """Zeros after its bytes that make its length a multiple of its alignment."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape) - (self.end - self.start)
 
-    def chunks(self, limit_bytes: int) -> Iterator[Any]:
-        """Its bytes on the CPU as uint8 tensors of at most `limit_bytes`, in order."""
+    def chunks(self, limit_bytes: int) -> Iterator[memoryview]:
+        """Its bytes, in order, at most `limit_bytes` of them at a time; each is gone when the next is asked for."""
         import torch
 
         for at in range(self.start, self.end, limit_bytes):
             size = min(limit_bytes, self.end - at)
             view = torch.empty(0, dtype=torch.uint8, device=self.source.device)
-            yield view.set_(self.source.untyped_storage(), at, (size,), (1,)).cpu()
+            chunk = view.set_(self.source.untyped_storage(), at, (size,), (1,)).cpu()
+            yield memoryview((ctypes.c_ubyte * size).from_address(chunk.data_ptr()))
+        yield memoryview(bytes(self.padding_bytes))
 
 
 def is_names(value: Any) -> bool:

@@ -101,7 +101,7 @@ def read_header(fd: int) -> Header:
     if size < _LENGTH_BYTES or data_at > size or length > _HEADER_LIMIT_BYTES:
         raise _corrupt(f"Its header would be {length} bytes long, the file has {size}")
     try:
-        data = json.loads(os.pread(fd, length, _LENGTH_BYTES), object_pairs_hook=_without_repetition)
+        data = json.loads(os.pread(fd, length, _LENGTH_BYTES), object_pairs_hook=without_repetition)
     except (ValueError, RecursionError) as exc:
         raise _corrupt(f"Its header is not JSON: {exc}") from exc
     if not isinstance(data, dict):
@@ -147,7 +147,8 @@ def is_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`. Raises `ValueError` where a key comes twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name comes twice")

@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,11 @@ from typing import IO, Any
 
 from adapter.errors import GpuError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
 from adapter.pagecache import ReadAhead, populate
-from adapter.snapshot.layout import Piece, Slot, Tensor, cut, end_bytes, slots_of, submodules_of
-from adapter.snapshot.tensorfile import Header, arrange
-from adapter.snapshot.weightsfile import DATA, INDEX, Index, Writer, reading, verify, writing
+from adapter.snapshot.layout import Slot, Tensor, cut, end_bytes, slots_of, submodules_of
+from adapter.snapshot.tensorfile import Header
+from adapter.snapshot.weightsfile import DATA, INDEX, Index, reading, verify, writing
 
 __all__ = ["DATA", "INDEX", "fill", "read_ahead", "refill", "release", "save", "verify"]
-
-_COPY_BYTES = 64 * 2**20
-"""Tensors leave a GPU in pieces of this size: host memory stays bounded whatever the model's size."""
 
 
 def save(model: object, folder: Path) -> None:
@@ -43,7 +40,7 @@ def save(model: object, folder: Path) -> None:
         raise SnapshotError("The model has no weights to keep.", why="It holds no torch.nn.Module with tensors.")
     tensors, pieces = cut(slots)
     with writing(folder) as writer:
-        write_pieces(writer, pieces)
+        writer.write(pieces)
         training = [name for name, module in submodules_of(model) if module.training]
         writer.finish(tensors, training, complete=True)
 
@@ -123,17 +120,6 @@ def read_ahead(folder: Path) -> ReadAhead:
     return ReadAhead(folder / DATA)
 
 
-def write_pieces(writer: Writer, pieces: Iterable[Piece]) -> None:
-    """Header and bytes of `pieces`, those that several tensors share once."""
-    by_name = {piece.name: piece for piece in pieces}
-    placed = arrange((piece.name, piece.dtype, piece.shape, piece.alignment) for piece in by_name.values())
-    writer.header(placed)
-    for stored in placed:
-        for chunk in by_name[stored.name].chunks(_COPY_BYTES):
-            writer.write(memoryview((ctypes.c_char * chunk.numel()).from_address(chunk.data_ptr())))
-        writer.write(bytes(by_name[stored.name].padding_bytes))
-
-
 def _places(index: Index, slots: dict[str, Slot]) -> dict[str, list[Slot]]:
     """The first name of each saved tensor -> the places of the model that it belongs to. Raises `SnapshotMismatch`."""
     tied: dict[int, list[Slot]] = defaultdict(list)
@@ -151,8 +137,14 @@ def _places(index: Index, slots: dict[str, Slot]) -> dict[str, list[Slot]]:
         places[tensor.names[0]] = list(held.values())
     found = {slot.name for held in places.values() for slot in held}
     for name in sorted(slots.keys() - found):
-        if index.complete or slots[name].value.is_meta:
+        if index.complete:
             raise _mismatch(name, "the snapshot")
+        if slots[name].value.is_meta:
+            raise SnapshotMismatch(
+                f"{name} is not in the snapshot, and `build` gives it no data.",
+                why="The snapshot was converted from a checkpoint, which does not hold everything.",
+                hint="Make it on the CPU: with torch.device('cpu') around it.",
+            )
     return places
 
 
@@ -178,8 +170,8 @@ def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
     stored = header.tensors.values()
     if device.type == "cuda":
         with _gpu_memory():
-            bases = {item.name: torch.empty(item.size_bytes, dtype=torch.uint8, device=device) for item in stored}
-        _read(file, [(header.data_at + item.start, bases[item.name]) for item in stored])
+            bases = {item.name: _empty(item.size_bytes, device) for item in stored}
+        _stream(file, [(header.data_at + item.start, bases[item.name]) for item in stored], device)
         return bases
     whole = _mapped(file)
     bases = {}
@@ -204,27 +196,34 @@ def _mapped(file: IO[bytes]) -> mmap.mmap:
     return whole
 
 
+def _empty(size: int, device: Any) -> Any:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
 def _read(file: IO[bytes], wanted: list[tuple[int, Any]]) -> None:
     """Copy the bytes of the file from each offset on into a uint8 tensor, on whatever device that is."""
     by_device: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
     for at, target in wanted:
         by_device[target.device].append((at, target))
     for device, targets in by_device.items():
-        ranges = [(at, target.numel(), target.data_ptr()) for at, target in targets]
         if device.type == "cuda":
-            _stream(file, ranges, device)
-        else:
-            for at, size, address in ranges:
-                _read_into(file, at, memoryview((ctypes.c_char * size).from_address(address)))
+            _stream(file, targets, device)
+            continue
+        for at, target in targets:
+            size, address = target.numel(), target.data_ptr()
+            _read_into(file, at, memoryview((ctypes.c_char * size).from_address(address)))
 
 
-def _stream(file: IO[bytes], ranges: list[tuple[int, int, int]], device: Any) -> None:
+def _stream(file: IO[bytes], targets: list[tuple[int, Any]], device: Any) -> None:
     import torch
 
     from adapter.gpu.stream import stream
 
-    torch.cuda.current_stream(device).synchronize()  # what torch has just allocated may still be in use by it
-    stream(file.fileno(), ranges, device=device.index or 0)
+    torch.cuda.current_stream(device).synchronize()  # it may still work on memory that torch hands out again
+    number = torch.cuda.current_device() if device.index is None else device.index
+    stream(file.fileno(), [(at, target.numel(), target.data_ptr()) for at, target in targets], device=number)
 
 
 def _read_into(file: IO[bytes], at: int, target: memoryview) -> None:

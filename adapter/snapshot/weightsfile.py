@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from adapter.errors import SnapshotCorrupt, SnapshotError
 from adapter.snapshot.checksum import CHUNK_BYTES, Chunks, chunk_digests
 from adapter.snapshot.layout import Tensor, is_names
-from adapter.snapshot.tensorfile import Header, Stored, header_bytes, read_header
+from adapter.snapshot.tensorfile import Header, arrange, header_bytes, read_header
 
 DATA = "weights.safetensors"
 INDEX = "weights.json"
@@ -30,6 +30,10 @@ FORMAT = 2
 
 _INDEX_LIMIT_BYTES = 2**27
 """A checksum takes 67 bytes for each 4 MiB of weights: 1 TB of them is 16 MB of index."""
+
+
+_COPY_BYTES = 64 * 2**20
+"""Tensors leave a GPU, or are converted, in pieces of this size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +88,42 @@ def _digest(text: bytes) -> str:
     return hashlib.blake2b(text, digest_size=32).hexdigest()
 
 
+class Part(Protocol):
+    """One tensor of `DATA` to be written. `chunks` are its bytes; together they are as many as its shape says."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def alignment(self) -> int: ...
+    def chunks(self, limit_bytes: int) -> Iterator[memoryview]: ...
+
+
 class Writer:
-    """`DATA` being written: `header`, then the bytes of its tensors in that order, then `finish`."""
+    """`DATA` being written: all its parts, then `finish`."""
 
     def __init__(self, folder: Path, file: IO[bytes]) -> None:
         self._folder = folder
         self._file = file
         self._chunks = Chunks()
 
-    def header(self, placed: Iterable[Stored]) -> None:
-        self.write(header_bytes(placed, {"format": "pt", "gpufn.weights": str(FORMAT)}))
+    def write(self, parts: Iterable[Part]) -> None:
+        """Header and bytes. Host memory stays bounded whatever their size."""
+        by_name = {part.name: part for part in parts}
+        placed = arrange((part.name, part.dtype, part.shape, part.alignment) for part in by_name.values())
+        self._write(memoryview(header_bytes(placed, {"format": "pt", "gpufn.weights": str(FORMAT)})))
+        for stored in placed:
+            written = sum(self._write(chunk) for chunk in by_name[stored.name].chunks(_COPY_BYTES))
+            if written != stored.size_bytes:
+                raise SnapshotError(f"{stored.name} has {written} bytes instead of {stored.size_bytes}.")
 
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        self._file.write(view)
-        self._chunks.update(view)
+    def _write(self, chunk: memoryview) -> int:
+        self._file.write(chunk)
+        self._chunks.update(chunk)
+        return chunk.nbytes
 
     def finish(self, tensors: list[Tensor], training: list[str], *, complete: bool) -> None:
         """Bring both files to the disk under their names, and read them back. Nothing can be written after it."""

@@ -74,9 +74,10 @@ def test_without_the_newer_call_pages_are_asked_for(cold: Path, monkeypatch: pyt
     assert reached == SIZE
 
 
-def test_a_file_that_became_shorter_is_an_error_and_no_crash(cold: Path) -> None:
+def test_a_file_that_became_shorter_is_an_error_and_no_crash(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mapping = mapped(cold)
     os.truncate(cold, 4096)
+    monkeypatch.setattr(pagecache, "resident_ratio", lambda _: 0.0)
     with pytest.raises(OSError) as caught:
         populate(mapping)
     assert caught.value.errno == errno.EFAULT
@@ -92,12 +93,24 @@ def test_residency_is_told_without_reading(cold: Path) -> None:
     assert resident_ratio(mapping, [SIZE + 2**20]) == 0
 
 
-def test_what_is_in_the_page_cache_is_mapped_in_one_call(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_page_cache_is_left_to_faults(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cold.read_bytes()
     calls = []
     monkeypatch.setattr(pagecache, "_populate", lambda _, start, length: calls.append((start, length)))
     populate(mapped(cold))
-    assert calls == [(0, SIZE)]
+    assert not calls
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EAGAIN])
+def test_a_tight_memory_limit_is_no_error(code: int, cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(pagecache, "_madvise", refused)
+    mapping = mapped(cold)
+    populate(mapping)
+    assert mapping[:] == cold.read_bytes()
 
 
 def test_what_is_mapped_stays_private(cold: Path) -> None:

@@ -515,6 +515,7 @@ def test_a_page_that_cannot_be_read_is_an_error_and_no_crash(saved: Path, monkey
         pagecache.ctypes.set_errno(errno.EFAULT)
         return -1
 
+    monkeypatch.setattr(pagecache, "resident_ratio", lambda _: 0.0)
     monkeypatch.setattr(pagecache, "_madvise", failing)
     with pytest.raises(SnapshotCorrupt, match=f"{weights.DATA} cannot be read"):
         weights.fill(fresh(), saved)

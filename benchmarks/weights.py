@@ -1,0 +1,279 @@
+"""Weights into memory against other loaders, the disk, and what replicas and streams cost: `weights_*` and others.
+
+Two gigabytes of random weights (`loaders.py`) are written once in each loader's format and loaded in turns, each
+time by a new process: warm, when the file was read through just before, and cold, when none of its pages is in
+the page cache. Loaders live in an environment of their own, which is kept beside those of functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter.pagecache import resident_ratio
+from benchmarks.loaders import FILES
+from benchmarks.results_file import Bar
+from benchmarks.session import REPOSITORY, cache_folder, clean_environment
+
+if TYPE_CHECKING:
+    from benchmarks.__main__ import Options
+
+BASE = ("torch==2.15.0", "numpy", "safetensors")
+"""What every loader runs with, ours too. torch is the version of the lock file."""
+
+PEERS = {
+    "safetensors": (),
+    "safetensors_pread": (),
+    "torch_mmap": (),
+    "tensorizer": ("tensorizer",),
+    "fastsafetensors": ("fastsafetensors",),
+    "runai": ("runai-model-streamer",),
+}
+"""Loader -> packages beside `BASE`."""
+
+_MOST_RUNS = 7
+"""Each run reads 2 GB some twenty times."""
+
+_GB = 10**9
+
+
+def run(options: Options) -> Iterable[Bar]:
+    root = cache_folder().parent / "weights-bench"  # never /tmp, which may be memory
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    python, missing = peers_environment(root / "peers")
+    with tempfile.TemporaryDirectory(dir=root) as name:
+        folder = Path(name)
+        _loaders(python, "make", str(folder))
+        rounds = Rounds(python, folder, missing)
+        for _ in range(min(options.runs, _MOST_RUNS)):
+            rounds.one()
+        yield from rounds.bars()
+        yield second_replica(python, folder, min(options.runs, 3))
+        yield from stream_host(folder)
+
+
+class Rounds:
+    """Runs in turns: each loader warm and cold, and the disk itself."""
+
+    def __init__(self, python: Path, folder: Path, missing: Mapping[str, str]) -> None:
+        self._python = python
+        self._folder = folder
+        self._missing = dict(missing)
+        self._order = ["gpufn", *(name for name in PEERS if name not in missing)]
+        self._seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._disk: dict[str, list[float]] = defaultdict(list)
+        self._bytes = 0
+        self._sum: int | None = None
+
+    def one(self) -> None:
+        """One turn of everyone; whoever was first is last next time."""
+        for heat in ("warm", "cold"):
+            for name in list(self._order):
+                self._load(name, heat)
+        for how, flags in (("buffered", ()), ("direct", ("iflag=direct",))):
+            read_through(self._data)
+            drop(self._data)
+            self._disk[how].append(dd(self._data, flags))
+        self._order.append(self._order.pop(0))
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / FILES["gpufn"]
+
+    def _load(self, name: str, heat: str) -> None:
+        if name in self._missing:
+            return
+        path = self._folder / FILES[name]
+        read_through(path)
+        if heat == "cold":
+            drop(path)  # so the pages that it will be read into were in use a moment ago, for each loader alike
+        try:
+            said = json.loads(_loaders(self._python, "load", name, str(self._folder)).splitlines()[-1])
+        except (RuntimeError, ValueError) as exc:
+            if name == "gpufn":
+                raise
+            self._missing[name] = f"it does not run: {exc}"
+            return
+        if self._sum not in (None, said["sum"]):
+            raise RuntimeError(f"{name} loaded other bytes than the others")
+        self._sum, self._bytes = said["sum"], said["bytes"]
+        self._seconds[name, heat].append(said["seconds"])
+        print(f"  {heat} {name} {said['bytes'] / said['seconds'] / _GB:.2f} GB/s", file=sys.stderr, flush=True)
+
+    def bars(self) -> Iterator[Bar]:
+        for heat in ("warm", "cold"):
+            medians = {name: statistics.median(s) for (name, at), s in self._seconds.items() if at == heat}
+            ours = medians.pop("gpufn")
+            best = min(medians, key=medians.__getitem__)
+            runs = [{"best": best, **self._missing}, *({"gpufn": g, best: b} for g, b in self._pairs(best, heat))]
+            yield Bar.of(f"weights_{heat}_over_best_peer", medians[best] / ours, "ratio", runs)
+            for name, seconds in {"gpufn": ours, **medians}.items():
+                rates = [round(self._bytes / s / _GB, 3) for s in self._seconds[name, heat]]
+                yield Bar.of(f"weights_{heat}_{name}", self._bytes / seconds / _GB, "GB/s", rates)
+        disk = {how: statistics.median(rates) for how, rates in self._disk.items()}
+        cold = self._bytes / statistics.median(self._seconds["gpufn", "cold"])
+        yield Bar.of("weights_cold_over_disk", cold / max(disk.values()), "ratio", [disk])
+        for how, rates in self._disk.items():
+            yield Bar.of(f"disk_{how}", disk[how] / _GB, "GB/s", [round(rate / _GB, 3) for rate in rates])
+
+    def _pairs(self, best: str, heat: str) -> Iterator[tuple[float, float]]:
+        ours, theirs = self._seconds["gpufn", heat], self._seconds[best, heat]
+        return ((round(a, 4), round(b, 4)) for a, b in zip(ours, theirs, strict=True))
+
+
+# The disk and the page cache --------------------------------------------------------------------------------------
+
+
+def drop(path: Path) -> None:
+    """No page of the file is in the page cache. Raises `RuntimeError` where the file system keeps some."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path) > 0:
+        raise RuntimeError(f"pages of {path} stay in the page cache: nothing cold can be measured here")
+
+
+def read_through(path: Path) -> None:
+    """The whole file is in the page cache, read as `cat` does."""
+    buffer = bytearray(2**20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    if resident(path) < 1:
+        raise RuntimeError(f"{path} does not stay in the page cache: there is too little memory")
+
+
+def resident(path: Path) -> float:
+    with path.open("rb") as file:
+        return resident_ratio(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def dd(path: Path, flags: Iterable[str]) -> float:
+    """Bytes a second that dd reads from the disk."""
+    began = time.perf_counter()
+    subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=8M", "status=none", *flags], check=True)
+    return path.stat().st_size / (time.perf_counter() - began)
+
+
+# Replicas and streams ---------------------------------------------------------------------------------------------
+
+
+def second_replica(python: Path, folder: Path, runs: int) -> Bar:
+    """What filling and touching the weights adds to the sum of two replicas' memory, ÷ the weights."""
+    size, ratios = (folder / FILES["gpufn"]).stat().st_size, []
+    for _ in range(runs):
+        with replica(python, folder) as first:
+            first.fill()
+            with replica(python, folder) as second:
+                before = first.pss_bytes() + second.pss_bytes()
+                second.fill()
+                ratios.append((first.pss_bytes() + second.pss_bytes() - before) / size)
+    return Bar.of("second_replica_extra_pss", statistics.median(ratios), "of the weights", ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process that has a model, whose weights it fills when told."""
+
+    process: subprocess.Popen[str]
+
+    def fill(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.expect("filled")
+
+    def expect(self, word: str) -> None:
+        assert self.process.stdout
+        if self.process.stdout.readline().strip() != word:
+            raise RuntimeError(f"a replica did not say {word}")
+
+    def pss_bytes(self) -> int:
+        """Proportional set size: each page divided by those that share it."""
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(encoding="ascii")
+        found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+        assert found
+        return int(found[1]) * 1024
+
+
+@contextmanager
+def replica(python: Path, folder: Path) -> Iterator[Replica]:
+    command = [str(python), "-m", "benchmarks.loaders", "hold", str(folder)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment()
+    )
+    try:
+        found = Replica(process)
+        found.expect("ready")
+        yield found
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stream_host(folder: Path) -> Iterator[Bar]:
+    """Streams to a simulated GPU where there is none: its memory bounds are ours, its speed is not a GPU's."""
+    variables: Mapping[str, str] = {}
+    where = "a GPU"
+    if not Path("/dev/nvidiactl").exists():
+        from tests.stubs.build import build
+        from tests.stubs.simulated import Simulated
+
+        libraries = folder / "stub-driver"
+        libraries.mkdir()
+        variables = Simulated(folder / "machine", build(libraries)).environment
+        where = "a simulated GPU"
+    said = json.loads(_loaders(Path(sys.executable), "stream", str(folder), **variables).splitlines()[-1])
+    yield Bar.of("stream_host_mb", said["host_bytes"] / 2**20, "MiB", [{**said, "to": where}])
+
+
+# The loaders' environment -----------------------------------------------------------------------------------------
+
+
+def peers_environment(root: Path) -> tuple[Path, dict[str, str]]:
+    """Its interpreter, and why a loader is not in it. Made once, and again when what belongs in it changes."""
+    wanted = json.dumps([sys.version, BASE, PEERS]).encode()
+    home = root / hashlib.blake2b(wanted, digest_size=8).hexdigest()
+    python, kept = home / "bin" / "python", home / "missing.json"
+    if not kept.exists():
+        _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(home))
+        _uv("pip", "install", "--quiet", "--python", str(python), *BASE)
+        missing = {}
+        for name, packages in PEERS.items():
+            try:
+                if packages:
+                    _uv("pip", "install", "--quiet", "--python", str(python), *BASE, *packages)
+            except RuntimeError as exc:
+                missing[name] = f"it cannot be installed: {exc}"
+        kept.write_text(json.dumps(missing), encoding="utf-8")
+    found: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+    return python, found
+
+
+def _uv(*arguments: str) -> None:
+    _checked([sys.executable, "-m", "uv", *arguments], dict(os.environ))
+
+
+def _loaders(python: Path, *arguments: str, **variables: str) -> str:
+    return _checked([str(python), "-m", "benchmarks.loaders", *arguments], {**clean_environment(), **variables})
+
+
+def _checked(command: list[str], environment: dict[str, Any]) -> str:
+    """What the command prints. Raises `RuntimeError` with its last word."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return done.stdout
