@@ -1,9 +1,9 @@
 """Invocations: from a caller through a replica's slot and back, streamed both ways.
 
 A request that no handler can have seen (its replica refused the connection, or ended while it still held
-the request) goes to another replica. One that was sent to a handler is never sent twice, but for the case
-that HTTP leaves open: a pooled connection that the replica had closed just before, and whose model process
-has not ended: what a handler that crashes does, it does once.
+the request) goes to another replica. One that was sent to a handler is never sent twice, whatever its method,
+but for the case that HTTP leaves open: a pooled connection that the replica had closed just before, so that
+nothing of an answer came and no model process has ended: what a handler that crashes does, it does once.
 """
 
 from __future__ import annotations
@@ -52,13 +52,17 @@ _STALL_LIMIT_S = 60.0
 _ANSWER_LIMIT_BYTES = 64 * 2**20
 """Of an asynchronous invocation, whose answer waits here for its callback."""
 
+_FIELD_LIMIT_BYTES = 64 * 2**10
+"""Of one header of an answer, and of its first line: tokens and cookies are long, and replicas are ours."""
+
 
 class _Lost(Exception):
-    """A connection that gave no answer. `refused`: the replica never had the request."""
+    """A connection that gave no answer. `refused`: the replica never had the request; `begun`: it answered in part."""
 
-    def __init__(self, why: str, *, refused: bool) -> None:
+    def __init__(self, why: str, *, refused: bool = False, begun: bool = False) -> None:
         super().__init__(why)
         self.refused = refused
+        self.begun = begun
 
 
 class Proxy:
@@ -73,8 +77,11 @@ class Proxy:
             auto_decompress=False,
             trace_configs=[trace],
             cookie_jar=aiohttp.DummyCookieJar(),
+            middlewares=[_once],
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             read_bufsize=2**18,
+            max_line_size=_FIELD_LIMIT_BYTES,
+            max_field_size=_FIELD_LIMIT_BYTES,
         )
 
     async def close(self) -> None:
@@ -135,7 +142,7 @@ class Proxy:
                 return
 
     async def _send(self, fleet: Fleet, slot: Slot, invocation: Invocation) -> aiohttp.ClientResponse:
-        """Raises `_Lost`, `Timeout`, `BodyTooLarge`."""
+        """Raises `_Lost`, or an `AdapterError`."""
         limit_s = _limit_s(fleet, slot)
         began = time.monotonic()
         exits = slot.member.exits
@@ -144,7 +151,7 @@ class Proxy:
             return await self._request(slot, invocation, notes, limit_s)
         except _Lost as lost:
             was_closed = notes.reused and time.monotonic() - began < _CLOSED_WHILE_IDLE_S
-            if lost.refused or not was_closed or not invocation.can_be_sent:
+            if lost.refused or lost.begun or not was_closed or not invocation.can_be_sent:
                 raise
             await asyncio.sleep(_EVENTS_LIMIT_S)
             if slot.member.exits != exits:
@@ -154,7 +161,7 @@ class Proxy:
         try:
             return await self._request(slot, invocation, SimpleNamespace(), limit_s)
         except _Lost as lost:
-            raise _Lost(str(lost), refused=False) from lost  # the first try may have reached a handler
+            raise _Lost(str(lost)) from lost  # the first try may have reached a handler
         except aiohttp.SocketTimeoutError as exc:
             raise _took_too_long(fleet, slot, limit_s) from exc
 
@@ -172,14 +179,31 @@ class Proxy:
                 trace_request_ctx=notes,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_LIMIT_S, sock_read=limit_s),
             )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-            raise _Lost(str(exc), refused=True) from exc
         except aiohttp.SocketTimeoutError:
             raise
-        except aiohttp.ClientError as exc:
+        except aiohttp.ClientConnectionError as exc:
             if isinstance(invocation.body, Upload) and invocation.body.is_too_large:
                 raise too_large(invocation.body.limit_bytes) from exc
-            raise _Lost(str(exc) or type(exc).__name__, refused=False) from exc
+            raise _lost(exc) from exc
+        except aiohttp.ClientError as exc:
+            raise _unreadable(slot, exc) from exc
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Hides a broken connection from aiohttp, which would send the request again by itself where its method is
+    idempotent: a handler that crashed may have had its effects already."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as exc:
+        raise _lost(exc) from exc
+
+
+def _lost(error: aiohttp.ClientConnectionError) -> _Lost:
+    return _Lost(
+        str(error) or type(error).__name__,
+        refused=isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError),
+        begun=isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str),
+    )
 
 
 async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
@@ -208,6 +232,16 @@ def _died(fleet: Fleet, lost: _Lost) -> Unavailable:
         why=f"{lost}.",
         hint=f"See its log: gpufn logs {fleet.deployment.name}",
         code="replica-died",
+    )
+
+
+def _unreadable(slot: Slot, error: aiohttp.ClientError) -> Unavailable:
+    said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return Unavailable(
+        f"The answer of {slot.member.replica.deployment.key} cannot be read.",
+        why=f"{' '.join(said.split()).rstrip('.:')}.",
+        hint=f"An answer's headers may have {_FIELD_LIMIT_BYTES // 2**10} KiB each, and must be HTTP.",
+        code="answer-unreadable",
     )
 
 

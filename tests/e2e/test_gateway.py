@@ -254,26 +254,76 @@ def test_a_connection_that_was_closed_while_idle_is_not_an_error(state_dir):
     run(scenario())
 
 
-@pytest.mark.parametrize("told_after_s", [0, 0.01])
-def test_a_handler_that_crashes_on_a_kept_connection_runs_once(state_dir, told_after_s):
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize(("start", "told_after_s"), [("cold", 0), ("warm", 0), ("warm", 0.01)])
+def test_a_handler_that_crashes_runs_once(state_dir, method, start, told_after_s):
     async def scenario():
         async with serving(state_dir) as up:
-            await up.deploy()
-            await up.call()
-            (replica,) = up.host.replicas
             runs = []
 
             async def crash(request):
+                (replica,) = up.host.replicas
                 runs.append(await request.read())
                 tell = partial(replica.say, EventName.MODEL_EXITED, reason="exit 1", in_flight=1)
                 asyncio.get_running_loop().call_later(told_after_s, tell)
                 request.transport.abort()
                 return web.Response()
 
+            await up.deploy()
+            if start == "warm":
+                await up.call()
             up.host.handler = crash
-            status, _, body = await up.call(body=b"poison")
-            assert (status, json.loads(body)["error"]["code"]) == (502, "replica-died")
+            async with up.client.request(method, f"{up.url}/function/echo", data=b"poison") as answer:
+                status, body = answer.status, await answer.read()
+            assert status == 502
+            assert method == "HEAD" or json.loads(body)["error"]["code"] == "replica-died"
             assert runs == [b"poison"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Begun: ",
+    ],
+    ids=["a header too long", "no HTTP", "two lengths", "half a head"],
+)
+def test_a_handler_whose_answer_cannot_be_read_runs_once(state_dir, method, answer):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            await up.call()
+            runs = []
+
+            async def garble(request):
+                runs.append(await request.read())
+                request.transport.write(answer)
+                request.transport.close()
+                return web.Response()
+
+            up.host.handler = garble
+            async with up.client.request(method, f"{up.url}/function/echo", data=b"once") as response:
+                code = (await response.json())["error"]["code"]
+                assert (response.status, code) == (502, "replica-died" if b"Begun" in answer else "answer-unreadable")
+            assert runs == [b"once"]
+
+    run(scenario())
+
+
+def test_an_answer_may_have_long_headers(state_dir):
+    async def scenario():
+        async def tell(_):
+            return web.Response(headers={"X-Long": "a" * 20_000})
+
+        async with serving(state_dir, FakeHost(state_dir, handler=tell)) as up:
+            await up.deploy()
+            async with up.client.post(f"{up.url}/function/echo", max_field_size=2**16) as response:
+                assert (response.status, len(response.headers["X-Long"])) == (200, 20_000)
 
     run(scenario())
 
