@@ -11,7 +11,8 @@
     ├─ Unavailable         a peer that does not answer, or refuses                        exit 6  http 502
     ├─ Overloaded          a bound was reached; `retry_after_s` says when to come back    exit 6  http 429
     ├─ Timeout             waited for as long as was allowed                              exit 7  http 504
-    └─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
+    ├─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
+    └─ StorageError        another file of the state folder cannot be read or written     exit 1  http 507
 
 An error says what happened (`message`), why (`why`) and what to do (`hint`): the command line prints
 these as three lines, HTTP answers carry them as JSON. `code` is stable: search for it.
@@ -106,3 +107,8 @@ class Timeout(AdapterError):
 
 class LedgerError(AdapterError):
     default_code = "ledger-failed"
+
+
+class StorageError(AdapterError):
+    http_status = 507
+    default_code = "storage-failed"
