@@ -31,7 +31,7 @@ from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.ports import listen
 from adapter.hosts.process_replica import ProcessReplica
-from adapter.hosts.replica_log import ReplicaLog
+from adapter.hosts.replica_log import LogWriter, ReplicaLog
 from adapter.hosts.shell import Isolation, Shell, end_leftovers
 from adapter.hosts.snapshotter import take_snapshot
 from adapter.keys import ENV_CRIU, ENV_PREFIX, SECRETS_PATH
@@ -88,6 +88,7 @@ class ProcessHost:
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(state)
+        self._logs = LogWriter()
         end_leftovers(state / "replicas")
         self._shim = _link_shim(state / "shim")
         self._isolation = Isolation.find()
@@ -142,7 +143,7 @@ class ProcessHost:
         )
         environment = environment_of(deployment, settings, self._shim)
         shell.give_orders(environment, listener)
-        log = ReplicaLog(self.log_path(deployment), identity, self._echo)
+        log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
         port = listener.getsockname()[1]
         return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
 
@@ -192,6 +193,7 @@ class ProcessHost:
 
     async def remove(self, deployment: Deployment) -> None:
         _check(deployment)
+        await self._logs.flush()
         path = self.log_path(deployment)
         for old in (path, path.with_name(path.name + ".1")):
             old.unlink(missing_ok=True)
@@ -209,6 +211,7 @@ class ProcessHost:
         self._environments.interrupt()
         try:
             await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
+            await self._logs.close()
         finally:
             os.close(self._lock)
 

@@ -23,6 +23,8 @@ _EVENT_LIMIT_BYTES = 2**20
 _LAST_OUTPUT_S = 5.0
 """How long to read on after the end, where something else still holds the output."""
 _KILL_LIMIT_S = 30.0
+_FLOOD_PAUSE_S = 0.01
+"""Between two looks at the output of a replica that prints too much: everybody else comes first."""
 
 
 class ProcessReplica:
@@ -53,6 +55,7 @@ class ProcessReplica:
         self._open = {shell.events_fd, shell.output_fd, shell.exit_fd}
         self._gone = asyncio.Event()
         self._last_call: asyncio.TimerHandle | None = None
+        self._flood_pause: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int:
@@ -89,6 +92,7 @@ class ProcessReplica:
 
     async def _wait_gone(self, limit_s: float) -> None:
         await asyncio.wait_for(self._gone.wait(), limit_s)
+        await self._log.flush()
 
     def kill(self) -> None:
         """At once, without a drain: for replicas that do not answer, and for tests."""
@@ -100,9 +104,15 @@ class ProcessReplica:
     def _read_output(self) -> None:
         data = _read(self._shell.output_fd)
         if data:
-            self._log.feed(data)
+            if not self._log.feed(data):
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._shell.output_fd)
+                self._flood_pause = loop.call_later(_FLOOD_PAUSE_S, self._read_on)
         elif data is not None:
             self._ended(self._shell.output_fd)
+
+    def _read_on(self) -> None:
+        asyncio.get_running_loop().add_reader(self._shell.output_fd, self._read_output)
 
     def _read_events(self) -> None:
         data = _read(self._shell.events_fd)
@@ -160,8 +170,9 @@ class ProcessReplica:
     def _finish(self) -> None:
         for descriptor in self._open:
             asyncio.get_running_loop().remove_reader(descriptor)
-        if self._last_call is not None:
-            self._last_call.cancel()
+        for timer in (self._last_call, self._flood_pause):
+            if timer is not None:
+                timer.cancel()
         self._log.close()
         self.state = ReplicaState.GONE
         self.building_snapshot = False

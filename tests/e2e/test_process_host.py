@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from adapter.hosts.shell import Isolation
 from adapter.keys import SECRETS_PATH
 from adapter.records import EventName
 from tests.fakes.host import Listener, Watched, ask, deployment, fake_shim, running, session_of, write_function
+from tests.fakes.replicas import until
 
 pytestmark = pytest.mark.e2e
 
@@ -331,6 +333,22 @@ def test_what_a_replica_prints_is_logged_to_its_last_byte(tmp_path, functions, f
             assert {line["instance"] for line in lines} == {replica.id}
             await host.remove(wanted)
             assert not path.exists()
+
+    run(scenario())
+
+
+def test_a_replica_that_prints_without_end_fills_neither_the_log_nor_the_loop(tmp_path, functions, fake):
+    async def scenario():
+        async with running(tmp_path / "s", functions) as host:
+            wanted = deployment(FAKE="floods")
+            await host.prepare(wanted)
+            replica = await host.start(wanted, Listener())
+            path = host.log_path(wanted)
+            await until(lambda: path.exists() and b"the rest is dropped" in path.read_bytes())
+            assert await ask(replica)
+            await replica.stop(20)
+            texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+            assert re.fullmatch(r"gpufn: \d+ lines were dropped", texts[-1])
 
     run(scenario())
 

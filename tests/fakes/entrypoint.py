@@ -2,7 +2,7 @@
 
 "" serves; "garbage" says things that are no events first; "twice" says STOPPED twice; "dies" ends with
 code 7 once it has its orders; "deaf" hears nothing, not even its host's end; "stray" leaves a process of
-another session behind; "chatty" prints.
+another session behind; "chatty" prints; "floods" does so without end.
 """
 
 import json
@@ -40,6 +40,8 @@ def main():
     if behaviour == "chatty":
         print("one\ntwo", flush=True)
         print("three, without an end", end="", file=sys.stderr, flush=True)
+    if behaviour == "floods":
+        threading.Thread(target=flood, daemon=True).start()
     say(EventName.LISTENING, port=listener.getsockname()[1])
     threading.Thread(target=serve, args=(listener, environ), daemon=True).start()
     say(EventName.SERVING, rung="load")
@@ -54,6 +56,11 @@ def main():
     for _ in range(2 if behaviour == "twice" else 1):
         say(EventName.STOPPED)
     return 0
+
+
+def flood():
+    while True:
+        os.write(1, b"\n" * 65536)
 
 
 def serve(listener, environ):
