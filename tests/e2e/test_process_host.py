@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import Conflict, HandlerError, NotFound, Unavailable
-from adapter.hosts import ReplicaState, process, shell
+from adapter.hosts import ReplicaState, process, process_replica, shell
 from adapter.hosts.shell import Isolation
 from adapter.keys import SECRETS_PATH
 from adapter.records import EventName
@@ -286,6 +286,27 @@ def test_an_entrypoint_that_dies_at_once_is_reported_with_its_code(tmp_path, fun
             assert replica.state is ReplicaState.GONE
             with pytest.raises(OSError):
                 await ask(replica)
+
+    run(scenario())
+
+
+def test_a_replica_that_never_comes_up_is_killed_and_says_why(tmp_path, functions, fake, isolation, monkeypatch):
+    monkeypatch.setattr(process_replica, "_START_SLACK_S", -0.9)
+
+    async def scenario():
+        listener, fine = Listener(), Listener()
+        async with running(tmp_path / "s", functions) as host:
+            wanted = deployment(FAKE="hangs", annotations={"gpufn.dev/start-timeout": "1s"})
+            await host.prepare(wanted)
+            replica = await host.start(wanted, listener)
+            other = await host.start(deployment(annotations={"gpufn.dev/start-timeout": "60s"}), fine)
+            await fine.heard(EventName.SERVING)
+            processes = Watched(session_of(replica.pid))
+            stopped = await listener.heard(EventName.STOPPED)
+            assert stopped.fields["code"] == "start-timeout"
+            assert stopped.fields["reason"] == "did not come up within 0.1 s and was killed"
+            assert processes.all_end(5)
+            assert other._patience.cancelled()
 
     run(scenario())
 

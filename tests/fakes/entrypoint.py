@@ -2,7 +2,8 @@
 
 "" serves; "garbage" says things that are no events first; "twice" says STOPPED twice; "dies" ends with
 code 7 once it has its orders; "deaf" hears nothing, not even its host's end; "stray" leaves a process of
-another session behind; "chatty" prints; "floods" does so without end.
+another session behind; "chatty" prints; "floods" does so without end;
+"hangs" never comes up.
 """
 
 import json
@@ -42,6 +43,8 @@ def main():
         print("three, without an end", end="", file=sys.stderr, flush=True)
     if behaviour == "floods":
         threading.Thread(target=flood, daemon=True).start()
+    if behaviour == "hangs":
+        line.recv(1)
     say(EventName.LISTENING, port=listener.getsockname()[1])
     threading.Thread(target=serve, args=(listener, environ), daemon=True).start()
     say(EventName.SERVING, rung="load")
