@@ -131,7 +131,7 @@ class Api:
             available=fleet.available,
             invocations=self._gateway.metrics.answered(key),
             created_at=entry.created_at,
-            note=fleet.rollout.status,
+            note=fleet.status,
         )
 
     # Secrets and namespaces ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from adapter.errors import AdapterError, Timeout, Unavailable
+from adapter.hosts import ReplicaState
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, START_PATH_HEADER
 from adapter.openfaas.fleet import Fleet
 from adapter.openfaas.invocation import Invocation, Upload, call_id_of, kept_headers, read_invocation, too_large
@@ -246,6 +247,9 @@ def _unreadable(slot: Slot, error: aiohttp.ClientError) -> Unavailable:
 
 
 def _took_too_long(fleet: Fleet, slot: Slot, limit_s: float | None) -> Timeout:
+    """The caller's error. A replica that neither answered in time nor said so is of no use to others either."""
+    if slot.member.state is not ReplicaState.STARTING:  # its host ends a start that hangs
+        fleet.discard(slot.member, "does not answer")
     phase, doing = ("start", "starting") if slot.is_held else ("exec", "executing")
     return Timeout(
         f"{fleet.deployment.key} did not answer in time.",

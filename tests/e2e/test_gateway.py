@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from adapter.errors import ConfigError, HandlerError, Unavailable
+from adapter.errors import ConfigError, HandlerError, NotFound, Unavailable
 from adapter.hosts import ReplicaState
 from adapter.records import EventName
-from tests.fakes.replicas import FakeHost, run, serving, until
+from tests.fakes.replicas import FakeHost, echo, run, serving, until
 
 pytestmark = pytest.mark.e2e
 
@@ -184,6 +184,81 @@ def test_a_failed_start_tells_everybody_and_backs_off(state_dir):
             replica = await up.host.new_replica(3)
             replica.serve()
             assert (await again)[0] == 200
+
+    run(scenario())
+
+
+def test_a_replica_that_hung_while_it_started_is_reported_and_replaced(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            fleet = await up.deploy()
+            now = 1000.0
+            fleet.clock = lambda: now
+            call = asyncio.create_task(up.call())
+            replica = await up.host.new_replica()
+            await until(lambda: replica.requests)
+            await replica.die("did not come up within 340 s and was killed", code="start-timeout")
+            status, headers, body = await call
+            error = json.loads(body)["error"]
+            assert (status, headers["Retry-After"], error["code"]) == (503, "1", "start-timeout")
+            assert error["why"] == "Its replica did not come up within 340 s and was killed while it started."
+            assert "did not come up" in (await up.json("/system/function/echo"))["annotations"]["gpufn.dev/status"]
+            now += 1.5
+            up.host.serves = True
+            assert (await up.call())[0] == 200
+            assert fleet.status == ""
+
+    run(scenario())
+
+
+def test_a_replica_that_does_not_answer_is_replaced(state_dir, monkeypatch):
+    async def scenario():
+        async def endless(_):
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("adapter.openfaas.proxy._REPLICA_SLACK_S", 0.0)
+        async with serving(state_dir, FakeHost(state_dir, handler=endless)) as up:
+            fleet = await up.deploy(initial="1", exec_timeout="100ms")
+            await until(lambda: fleet.available == 1)
+            (hung,) = up.host.replicas
+            assert (await up.call())[0] == 504
+            assert hung.stop_asked.is_set()
+            up.host.handler = echo
+            assert (await up.call())[0] == 200
+            assert up.host.started == 2
+
+    run(scenario())
+
+
+def test_a_secret_that_is_gone_is_the_operators_affair(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            fleet = await up.deploy()
+            up.host.errors.append(NotFound("It needs the secret 'db'.", why="There is none.", code="secret-missing"))
+            status, _, body = await up.call()
+            error = json.loads(body)["error"]
+            assert (status, error["code"]) == (503, "secret-missing")
+            assert error["message"] == "echo.openfaas-fn cannot be started."
+            assert b"'db'" not in body
+            assert fleet.status == "failing: It needs the secret 'db'. There is none."
+
+    run(scenario())
+
+
+def test_without_a_queue_a_function_at_zero_still_wakes(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            fleet = await up.deploy(queue="0", in_flight="2")
+            up.host.may_start.clear()
+            calls = [asyncio.create_task(up.call()) for _ in range(2)]
+            await until(lambda: fleet.waiting == 2)  # for the replica that is being started
+            assert json.loads((await up.call())[2])["error"]["code"] == "queue-full"
+            up.host.may_start.set()
+            replica = await up.host.new_replica()
+            await until(lambda: replica.requests == 2)
+            assert json.loads((await up.call())[2])["error"]["code"] == "queue-full"
+            replica.serve()
+            assert [(await call)[0] for call in calls] == [200] * 2
 
     run(scenario())
 
@@ -706,7 +781,7 @@ def test_a_restart_takes_up_what_was_deployed(state_dir):
             await until(lambda: up.host.started == 1)  # the minimum
             assert (await up.call())[0] == 200
             status, _, body = await up.call("other")  # its folder is gone
-            assert (status, "No function folder" in body.decode()) == (404, True)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "not-found")
             found = {f["name"]: f["annotations"] for f in await up.json("/system/functions")}
             assert "failed: No function folder" in found["other"]["gpufn.dev/status"]
 
