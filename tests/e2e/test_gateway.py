@@ -509,6 +509,17 @@ def test_a_caller_is_not_blamed_for_a_function_that_cannot_run(state_dir):
     run(scenario())
 
 
+@pytest.mark.parametrize("problem", [OSError(28, "No space left"), RecursionError("too deep"), ZeroDivisionError()])
+def test_a_preparation_that_fails_unforeseen_is_over(state_dir, problem):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, problem=problem)) as up:
+            fleet = await up.deploy()
+            assert (await up.call())[0] == 503
+            assert type(problem).__name__ in fleet.status
+
+    run(scenario())
+
+
 def test_requests_wait_for_a_function_that_is_being_prepared(state_dir):
     async def scenario():
         async with serving(state_dir) as up:
