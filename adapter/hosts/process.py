@@ -35,7 +35,7 @@ from adapter.hosts.replica_log import LogWriter, ReplicaLog
 from adapter.hosts.shell import Isolation, Shell, end_leftovers
 from adapter.hosts.snapshotter import take_snapshot
 from adapter.keys import ENV_CRIU, ENV_PREFIX, SECRETS_PATH
-from adapter.replica import ReplicaSettings, base_environment
+from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings, base_environment
 from adapter.spec import read_handler_shape
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,6 @@ _CLOSE_GRACE_S = 10.0
 _PATH_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _ENVIRONMENT_LIMIT_BYTES = 96 * 1024
 """Of a deployment: no single variable may be larger (MAX_ARG_STRLEN is 128 KiB), and orders never block."""
-
-WATCHDOG_VARIABLES = frozenset(
-    {"exec_timeout", "read_timeout", "write_timeout", "healthcheck_interval", "ready_path", "log_callid",
-     "log_call_id", "max_inflight"}
-)  # fmt: skip
-"""Settings of of-watchdog that a deployment may make through its environment; they win over the spec."""
 
 
 class ProcessHost:

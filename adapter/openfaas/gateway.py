@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from adapter.openfaas.proxy import Proxy
 from adapter.openfaas.queue import Queue
 from adapter.openfaas.recorder import Recorder
 from adapter.records import StartRecord
+from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings
 from adapter.spec import FunctionSpec, parse_spec, read_config
 
 logger = logging.getLogger(__name__)
@@ -109,7 +111,8 @@ class Gateway(Observer):
 
     def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
         folder = self._folder_of(wanted.image)
-        return parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
+        spec = parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
+        return _as_watchdog_says(spec, wanted.env_vars)
 
     def _take_up(self, entry: Entry) -> None:
         """A function of an earlier life; one that cannot run any more is there all the same, and says why."""
@@ -137,8 +140,9 @@ class Gateway(Observer):
             await self.host.prepare(deployment)
         except AdapterError as error:
             problem = error
-        except OSError as error:
-            problem = ConfigError(f"{deployment.key} cannot be prepared.", why=f"{error}.")
+        except Exception as error:  # boundary: whatever it was, nobody may wait for this function for ever
+            logger.exception("a preparation failed", extra={"fields": {"function": deployment.key}})
+            problem = ConfigError(f"{deployment.key} cannot be prepared.", why=f"{type(error).__name__}: {error}.")
         if problem is not None:
             fields = {"function": deployment.key, "why": str(problem)}
             logger.warning("a function cannot be prepared", extra={"fields": fields})
@@ -162,6 +166,17 @@ class Gateway(Observer):
 
     def ended(self, fleet: Fleet, member: Member) -> None:
         self._recorder.ended(member)
+
+
+def _as_watchdog_says(spec: FunctionSpec, env: Mapping[str, str]) -> FunctionSpec:
+    """The spec that a replica will follow: of-watchdog's variables win. Raises `ConfigError`."""
+    asked = {name: value for name, value in env.items() if name in WATCHDOG_VARIABLES}
+    settings = ReplicaSettings.from_env(asked)
+    if "exec_timeout" in asked:
+        spec = replace(spec, exec_timeout_s=settings.exec_timeout_s)
+    if "max_inflight" in asked:
+        spec = replace(spec, in_flight=settings.in_flight)
+    return spec
 
 
 def _deployment(entry: Entry, spec: FunctionSpec) -> Deployment:
