@@ -95,6 +95,7 @@ def test_without_a_password_other_sites_pages_are_kept_out(state_dir):
         ("GET", "/system/secrets?namespace=..", None, 404, "No namespace"),
         ("GET", "/system/secrets?namespace=/etc", None, 404, "No namespace"),
         ("POST", "/system/namespace/second", {"labels": {"a": 1}}, 400, "labels"),
+        ("POST", "/system/secrets", {"name": "s" * 253, "value": "1"}, 202, ""),
         ("PATCH", "/system/secrets", {}, 405, "Method Not Allowed"),
         ("HEAD", "/healthz", None, 200, ""),
         ("POST", "/system/namespace/Second", {}, 400, "cannot be used"),
