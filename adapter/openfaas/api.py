@@ -258,5 +258,8 @@ def _key(request: web.Request, namespace: object = None) -> str:
 
 def _function_path(request: web.Request) -> str:
     """What the function sees: everything after its name, as it was sent (not decoded)."""
-    parts = request.raw_path.split("?", 1)[0].split("/", 3)
+    path = request.raw_path.split("?", 1)[0]
+    if not path.startswith("/"):  # sent as to a proxy: with scheme and host
+        path = "/" + path.split("/", 3)[3]
+    parts = path.split("/", 3)
     return "/" + (parts[3] if len(parts) > 3 else "")

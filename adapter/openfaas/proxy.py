@@ -25,7 +25,14 @@ from adapter.errors import AdapterError, Timeout, Unavailable
 from adapter.hosts import ReplicaState
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, START_PATH_HEADER
 from adapter.openfaas.fleet import Fleet
-from adapter.openfaas.invocation import Invocation, Upload, call_id_of, kept_headers, read_invocation, too_large
+from adapter.openfaas.invocation import (
+    STALL_LIMIT_S,
+    Invocation,
+    Upload,
+    call_id_of,
+    kept_headers,
+    read_invocation,
+)
 from adapter.openfaas.members import Slot
 from adapter.openfaas.metrics import Metrics
 
@@ -46,9 +53,6 @@ _CLOSED_WHILE_IDLE_S = 0.1
 
 _EVENTS_LIMIT_S = 0.05
 """Until the events of a replica that ended have arrived: whether it ever served, whether its model exited."""
-
-_STALL_LIMIT_S = 60.0
-"""A caller that takes nothing for so long has lost its answer: its slot is others'."""
 
 _ANSWER_LIMIT_BYTES = 64 * 2**20
 """Of an asynchronous invocation, whose answer waits here for its callback."""
@@ -183,8 +187,8 @@ class Proxy:
         except aiohttp.SocketTimeoutError:
             raise
         except aiohttp.ClientConnectionError as exc:
-            if isinstance(invocation.body, Upload) and invocation.body.is_too_large:
-                raise too_large(invocation.body.limit_bytes) from exc
+            if isinstance(invocation.body, Upload) and invocation.body.problem is not None:
+                raise invocation.body.problem from None
             raise _lost(exc) from exc
         except aiohttp.ClientError as exc:
             raise _unreadable(slot, exc) from exc
@@ -308,7 +312,7 @@ async def _write(response: web.StreamResponse, request: web.Request, chunk: byte
     if request.transport is None or not request.transport.get_write_buffer_size():
         await response.write(chunk)
     else:
-        await asyncio.wait_for(response.write(chunk), _STALL_LIMIT_S)
+        await asyncio.wait_for(response.write(chunk), STALL_LIMIT_S)
 
 
 def error_status(error: AdapterError) -> int:

@@ -756,6 +756,77 @@ def test_a_handler_past_its_time_is_answered_for(state_dir, monkeypatch):
     run(scenario())
 
 
+async def raw(up, request: bytes, *, whole: bool = False) -> bytes:
+    """What comes back for bytes as they are; the first of it, or all until the connection ends."""
+    host, _, port = up.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        return await reader.read() if whole else await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("size", [10, 600_000], ids=["kept", "streamed"])
+def test_a_body_that_stops_coming_gives_its_slot_back(state_dir, monkeypatch, size):
+    monkeypatch.setattr("adapter.openfaas.invocation.STALL_LIMIT_S", 0.1)
+
+    async def scenario():
+        async with serving(state_dir) as up:
+            fleet = await up.deploy()
+            await up.call()
+            head = b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            answer = await raw(up, head + b"x" * (size // 2))
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            await until(lambda: not any(m.in_flight for m in fleet.members.values()))
+            assert (await up.call())[0] == 200
+
+    run(scenario())
+
+
+def test_header_bytes_that_are_no_utf8_are_not_lost(state_dir):
+    async def scenario():
+        seen = []
+
+        async def tell(request):
+            seen.append(request.headers["X-Name"])
+            request.transport.write(b"HTTP/1.1 200 OK\r\nX-Name: caf\xe9\r\nContent-Length: 0\r\n\r\n")
+            return web.Response()
+
+        async with serving(state_dir, FakeHost(state_dir, handler=tell)) as up:
+            await up.deploy()
+            for sent in (b"caf\xe9", "café".encode()):
+                request = b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Name: " + sent + b"\r\n\r\n"
+                assert "X-Name: café\r\n".encode() in await raw(up, request)
+            assert seen == ["café"] * 2
+
+    run(scenario())
+
+
+def test_a_target_in_absolute_form_means_the_same(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            for path in (b"/a%2Fb?q=1", b"/?q=1", b"?q=1"):
+                request = b"GET http://elsewhere/function/echo" + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+                seen = path if path.startswith(b"/") else b"/" + path
+                assert b"X-Path: " + seen + b"\r\n" in await raw(up, request)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
+def test_a_request_that_stops_in_its_head_ends(state_dir, monkeypatch, before):
+    monkeypatch.setattr("adapter.openfaas.server._KEEPALIVE_S", 0.1)
+
+    async def scenario():
+        async with serving(state_dir) as up:
+            answer = await raw(up, before + b"GET /healthz HTTP/1.1\r\nHo", whole=True)
+            assert answer.count(b"200 OK") == len(before[:1])
+
+    run(scenario())
+
+
 # Its life -----------------------------------------------------------------------------------------
 
 
