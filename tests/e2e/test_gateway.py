@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 from functools import partial
 
 import aiohttp
@@ -823,6 +824,32 @@ def test_a_request_that_stops_in_its_head_ends(state_dir, monkeypatch, before):
         async with serving(state_dir) as up:
             answer = await raw(up, before + b"GET /healthz HTTP/1.1\r\nHo", whole=True)
             assert answer.count(b"200 OK") == len(before[:1])
+
+    run(scenario())
+
+
+def test_connections_that_say_nothing_keep_nobody_out(state_dir, monkeypatch):
+    monkeypatch.setattr("adapter.openfaas.door._RATIO", 6 / resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    async def scenario():
+        go = asyncio.Event()
+
+        async def slow(_):
+            await go.wait()
+            return web.Response(text="fine")
+
+        async with serving(state_dir, FakeHost(state_dir, handler=slow)) as up:
+            await up.deploy()
+            call = asyncio.create_task(up.call())
+            await until(lambda: up.host.replicas and up.host.replicas[0].requests == 1)
+            host, _, port = up.url.removeprefix("http://").partition(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+            assert (await raw(up, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await silent[0][0].read() == b""  # the oldest is gone
+            go.set()
+            assert (await call)[0] == 200  # the older one, which had a request, is not
+            for _, writer in silent:
+                writer.close()
 
     run(scenario())
 
