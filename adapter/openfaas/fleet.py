@@ -29,7 +29,7 @@ from adapter.openfaas.activator import Waiters
 from adapter.openfaas.background import Background
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
-from adapter.openfaas.wire import unknown_function
+from adapter.openfaas.wire import shutting_down, unknown_function
 from adapter.policy.scaling import Park, ReplicaView, Start, Stop, decide, next_deadline_s
 from adapter.records import Event, EventName, StartRecord
 
@@ -417,7 +417,7 @@ class Fleet:
 
     async def close(self, *, removed: bool = False) -> None:
         """Send away what waits, let finish what runs."""
-        closing: Callable[[str], AdapterError] = unknown_function if removed else _shutting_down
+        closing: Callable[[str], AdapterError] = unknown_function if removed else shutting_down
         self._closing = closing
         if self._timer is not None:
             self._timer.cancel()
@@ -425,10 +425,6 @@ class Fleet:
         for member in self.members.values():
             self._stop(member, "closing")
         await self._background.join()
-
-
-def _shutting_down(_: str) -> AdapterError:
-    return Unavailable("This gateway is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
 
 
 def _for_caller(error: AdapterError, deployment: Deployment, *, retry_after_s: float | None = None) -> AdapterError:

@@ -70,6 +70,11 @@ class Gateway(Observer):
         await self.proxy.close()
         await self._recorder.close()
 
+    def check_open(self) -> None:
+        """Raises `Unavailable` once it drains: nobody would do what is accepted now."""
+        if self.stopping.is_set():
+            raise wire.shutting_down()
+
     # Functions ----------------------------------------------------------------------------------
 
     def fleet(self, key: str) -> Fleet:
@@ -80,7 +85,8 @@ class Gateway(Observer):
             raise wire.unknown_function(key) from None
 
     def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
-        """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`."""
+        """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`, `Unavailable`."""
+        self.check_open()
         try:
             spec = self._spec(wanted)
         except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
@@ -100,7 +106,8 @@ class Gateway(Observer):
         return entry
 
     def remove(self, key: str) -> None:
-        """Raises `NotFound`."""
+        """Raises `NotFound`, `Unavailable`."""
+        self.check_open()
         self.catalog.remove(key)
         self._background.run(self._retire(self.fleets.pop(key)))
 

@@ -880,6 +880,41 @@ def test_a_drain_answers_what_runs_and_refuses_the_rest(state_dir):
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/system/functions", b'{"service": "late", "image": "echo"}'),
+        ("PUT", "/system/functions", b'{"service": "echo", "image": "echo"}'),
+        ("DELETE", "/system/functions", b'{"functionName": "echo"}'),
+        ("POST", "/async-function/echo", b"x"),
+        ("POST", "/function/echo", b"x"),
+    ],
+)
+def test_a_kept_connection_is_told_of_the_drain(state_dir, method, path, body):
+    async def scenario():
+        go = asyncio.Event()
+
+        async def slow(_):
+            await go.wait()
+            return web.Response(text="fine")
+
+        async with serving(state_dir, FakeHost(state_dir, handler=slow)) as up:
+            await up.deploy()
+            running = asyncio.create_task(up.call())
+            await until(lambda: up.host.replicas and up.host.replicas[0].requests == 1)
+            async with up.client.get(f"{up.url}/healthz") as response:
+                await response.read()
+            up.stop.set()
+            await until(up.host.replicas[0].stop_asked.is_set)
+            async with up.client.request(method, up.url + path, data=body) as response:
+                assert response.status == 503
+            go.set()
+            assert (await running)[0] == 200
+        assert not (state_dir / "functions" / "late.openfaas-fn.json").exists()
+
+    run(scenario())
+
+
 def test_a_restart_takes_up_what_was_deployed(state_dir):
     async def scenario():
         async with serving(state_dir) as up:
