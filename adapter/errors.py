@@ -12,7 +12,8 @@
     ├─ Overloaded          a bound was reached; `retry_after_s` says when to come back    exit 6  http 429
     ├─ Timeout             waited for as long as was allowed                              exit 7  http 504
     ├─ GpuError            no GPU that can be used, or one that refuses or failed         exit 8  http 503
-    └─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
+    ├─ LedgerError         the ledger cannot be read or written                           exit 1  http 500
+    └─ StorageError        another file of the state folder cannot be read or written     exit 1  http 507
 
 An error says what happened (`message`), why (`why`) and what to do (`hint`): the command line prints
 these as three lines, HTTP answers carry them as JSON. `code` is stable: search for it.
@@ -113,3 +114,8 @@ class GpuError(AdapterError):
 
 class LedgerError(AdapterError):
     default_code = "ledger-failed"
+
+
+class StorageError(AdapterError):
+    http_status = 507
+    default_code = "storage-failed"

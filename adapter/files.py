@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+_STEM_LIMIT = 240
+"""Characters of a file's name that its part's name repeats: with the rest they are below 255, for ASCII."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """`data` as the whole content of `path` (0600), on the disk when this returns. Raises `OSError`."""
+    """`data` as the whole content of `path` (0600), on the disk when this returns.
+
+    Raises `OSError`, and then leaves no part of `data` behind.
+    """
     part = part_of(path)
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
     sync(path.parent)
 
 
 def part_of(path: Path) -> Path:
-    """Where `write_whole` writes first; a kill may leave it there."""
-    return path.with_name(f".{path.name}.part")
+    """Where `write_whole` writes first; a kill may leave it there. Its name is no longer than a name may be."""
+    return path.with_name(f".{path.name[:_STEM_LIMIT]}.part")
 
 
 def sync(path: Path) -> None:

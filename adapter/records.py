@@ -163,7 +163,8 @@ class EventName(str, Enum):
     MODEL_EXITED = "model_exited"
     """The model process ended unasked. Fields: `reason`, `in_flight`."""
     STOPPED = "stopped"
-    """Drained; the entrypoint exits next."""
+    """Drained; the entrypoint exits next. From a host: nothing of it is left. Fields: `exit_code`, `reason`, and
+    `code` where the host ended it because it did not come up."""
 
 
 @dataclass(frozen=True, slots=True)

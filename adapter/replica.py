@@ -25,6 +25,12 @@ def _switch(text: str) -> bool:
     raise ValueError("true or false")
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("a whole number, zero or more")
+    return int(text)
+
+
 def _when(text: str) -> str:
     if text not in {"auto", "on", "off"}:
         raise ValueError("auto, on or off")
@@ -62,14 +68,14 @@ class ReplicaSettings:
         "GPUFN_SNAPSHOT_LIMIT", parse_size_bytes, 20 * 2**30, "the store is kept below this, least recently used first"
     )
     secrets_dir: str = _variable("GPUFN_SECRETS_DIR secret_mount_path", str, SECRETS_PATH, "folder of secret files")
-    port: int = _variable("PORT GPUFN_PORT port", int, 8080, "where requests arrive")
+    port: int = _variable("PORT GPUFN_PORT port", _count, 8080, "where requests arrive")
     listen_fd: int = _variable("GPUFN_LISTEN_FD", int, -1, "a listening socket to use instead of `port`")
-    metrics_port: int = _variable("GPUFN_METRICS_PORT", int, 8081, "Prometheus metrics; 0: none")
+    metrics_port: int = _variable("GPUFN_METRICS_PORT", _count, 8081, "Prometheus metrics; 0: none")
     events_fd: int = _variable("GPUFN_EVENTS_FD", int, -1, "events go here as JSON lines; none: to standard output")
     commands_fd: int = _variable("GPUFN_COMMANDS_FD", int, -1, "commands come from here; its end stops the replica")
-    in_flight: int = _variable("GPUFN_IN_FLIGHT max_inflight", int, 8, "requests handled at once (threads)")
-    queue: int = _variable("GPUFN_QUEUE", int, 100, "requests that may wait for a thread; more get 429")
-    held: int = _variable("GPUFN_HELD", int, 1000, "requests that may wait for a start; more get 503")
+    in_flight: int = _variable("GPUFN_IN_FLIGHT max_inflight", _count, 8, "requests handled at once (threads)")
+    queue: int = _variable("GPUFN_QUEUE", _count, 100, "requests that may wait for a thread; more get 429")
+    held: int = _variable("GPUFN_HELD", _count, 1000, "requests that may wait for a start; more get 503")
     body_limit_bytes: int = _variable("GPUFN_BODY_LIMIT", parse_size_bytes, 16 * 2**20, "larger bodies get 413")
     start_timeout_s: float = _variable(
         "GPUFN_START_TIMEOUT", parse_duration_s, 300.0, "a start that takes longer fails"
@@ -147,6 +153,12 @@ def _accepted(parse: Callable[[str], Any], error: ValueError) -> str:
 
 OWN_VARIABLES = frozenset(name for item in fields(ReplicaSettings) for name in item.metadata["names"])
 """Every variable that configures the entrypoint."""
+
+WATCHDOG_VARIABLES = frozenset(
+    {"exec_timeout", "read_timeout", "write_timeout", "healthcheck_interval", "ready_path", "log_callid",
+     "log_call_id", "max_inflight"}
+)  # fmt: skip
+"""Settings of of-watchdog that a deployment may make through its environment; they win over the spec."""
 
 BASE_VARIABLES = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "LD_LIBRARY_PATH",

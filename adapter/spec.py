@@ -241,11 +241,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     path = folder / CONFIG_FILE
     try:
+        if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+            raise ConfigError(f"{path} is no file.", hint="Remove it, or write TOML into a file.", code="bad-file")
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return data
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read.", why=f"{exc.strerror}.", code="bad-file") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ConfigError(
             f"{path} is not valid TOML.", why=f"{exc}.", hint="Mend the line it names.", code="bad-file"
         ) from exc
@@ -265,19 +269,7 @@ class HandlerShape:
 def read_handler_shape(folder: Path) -> HandlerShape:
     """Raises `HandlerError` where there is no handler, it does not parse, or it has no `handle`."""
     path = folder / HANDLER_FILE
-    try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except FileNotFoundError as exc:
-        raise HandlerError(
-            f"{folder} is no function folder.",
-            why=f"It has no {HANDLER_FILE}.",
-            hint="Start one with: gpufn init NAME",
-            code="handler-missing",
-        ) from exc
-    except (SyntaxError, ValueError) as exc:
-        raise HandlerError(
-            f"{path} does not parse.", why=f"{exc}.", hint="Mend the line it names.", code="handler-syntax"
-        ) from exc
+    tree = _parse_handler(path)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     imported = {
         alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
@@ -300,3 +292,23 @@ def read_handler_shape(folder: Path) -> HandlerShape:
     count = 2 if arguments is None or arguments.vararg else len(arguments.posonlyargs + arguments.args)
     defined = functions.keys() | imported | assigned
     return HandlerShape("load" in defined, "build" in defined, 1 if count == 1 else 2)
+
+
+def _parse_handler(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except FileNotFoundError as exc:
+        raise HandlerError(
+            f"{path.parent} is no function folder.",
+            why=f"It has no {HANDLER_FILE}.",
+            hint="Start one with: gpufn init NAME",
+            code="handler-missing",
+        ) from exc
+    except OSError as exc:
+        raise HandlerError(f"{path} cannot be read.", why=f"{exc.strerror}.", code="handler-missing") from exc
+    except (SyntaxError, ValueError) as exc:
+        raise HandlerError(
+            f"{path} does not parse.", why=f"{exc}.", hint="Mend the line it names.", code="handler-syntax"
+        ) from exc
+    except (RecursionError, MemoryError) as exc:  # how CPython's parser says it
+        raise HandlerError(f"{path} does not parse.", why="It is nested too deeply.", code="handler-syntax") from exc

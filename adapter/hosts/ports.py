@@ -8,14 +8,16 @@ from pathlib import Path
 
 from adapter.errors import Conflict
 
-_BACKLOG = 1024
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+
 _LISTENING = "0A"
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises `Conflict` saying by whom a port is used."""
     try:
-        listener = socket.create_server((host, port), backlog=_BACKLOG)
+        listener = socket.create_server((host, port), backlog=BACKLOG)
     except OSError as exc:
         raise port_conflict(host, port, exc) from exc
     # Connections inherit it. Without it an answer's body waits 40 ms for the acknowledgement of its headers.

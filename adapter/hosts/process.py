@@ -33,11 +33,11 @@ from adapter.hosts.gpu_helper import GpuHelper
 from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.process_replica import ProcessReplica
-from adapter.hosts.replica_log import ReplicaLog
+from adapter.hosts.replica_log import LogWriter, ReplicaLog
 from adapter.hosts.shell import Isolation, Shell, end_leftovers
 from adapter.hosts.snapshotter import take_snapshot
 from adapter.keys import ENV_CRIU, ENV_PREFIX, SECRETS_PATH
-from adapter.replica import ReplicaSettings, base_environment
+from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings, base_environment
 from adapter.spec import read_handler_shape
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,6 @@ _CLOSE_GRACE_S = 10.0
 _PATH_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _ENVIRONMENT_LIMIT_BYTES = 96 * 1024
 """Of a deployment: no single variable may be larger (MAX_ARG_STRLEN is 128 KiB), and orders never block."""
-
-WATCHDOG_VARIABLES = frozenset(
-    {"exec_timeout", "read_timeout", "write_timeout", "healthcheck_interval", "ready_path", "log_callid",
-     "log_call_id", "max_inflight"}
-)  # fmt: skip
-"""Settings of of-watchdog that a deployment may make through its environment; they win over the spec."""
 
 
 class ProcessHost:
@@ -91,6 +85,7 @@ class ProcessHost:
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(state)
+        self._logs = LogWriter()
         end_leftovers(state / "replicas")
         self._shim = _link_shim(state / "shim")
         self._isolation = Isolation.find()
@@ -150,7 +145,7 @@ class ProcessHost:
     def _replica(
         self, shell: Shell, deployment: Deployment, identity: str, port: int, sink: EventSink
     ) -> ProcessReplica:
-        log = ReplicaLog(self.log_path(deployment), identity, self._echo)
+        log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
         return ProcessReplica(identity, deployment, port, shell, log, sink=sink, on_ended=self._ended)
 
     async def inventory(self) -> Inventory:
@@ -205,6 +200,7 @@ class ProcessHost:
 
     async def remove(self, deployment: Deployment) -> None:
         _check(deployment)
+        await self._logs.flush()
         path = self.log_path(deployment)
         for old in (path, path.with_name(path.name + ".1")):
             old.unlink(missing_ok=True)
@@ -222,6 +218,7 @@ class ProcessHost:
         self._environments.interrupt()
         try:
             await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
+            await self._logs.close()
         finally:
             if self._gpu_helper is not None:
                 self._gpu_helper.close()

@@ -23,6 +23,11 @@ _EVENT_LIMIT_BYTES = 2**20
 _LAST_OUTPUT_S = 5.0
 """How long to read on after the end, where something else still holds the output."""
 _KILL_LIMIT_S = 30.0
+_START_SLACK_S = 40.0
+"""An entrypoint ends a start that takes too long itself, and says so; here is for one that does not. It may
+lose half a minute on a restore that hangs before it begins the start that has a limit."""
+_FLOOD_PAUSE_S = 0.01
+"""Between two looks at the output of a replica that prints too much: everybody else comes first."""
 
 
 class ProcessReplica:
@@ -53,6 +58,9 @@ class ProcessReplica:
         self._open = {shell.events_fd, shell.output_fd, shell.exit_fd}
         self._gone = asyncio.Event()
         self._last_call: asyncio.TimerHandle | None = None
+        self._flood_pause: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._given_up: dict[str, str] = {}
 
     @property
     def pid(self) -> int:
@@ -64,6 +72,8 @@ class ProcessReplica:
         loop.add_reader(self._shell.events_fd, self._read_events)
         loop.add_reader(self._shell.output_fd, self._read_output)
         loop.add_reader(self._shell.exit_fd, self._exited)
+        limit_s = self.deployment.spec.start_timeout_s + _START_SLACK_S
+        self._patience = loop.call_later(limit_s, self._give_up, limit_s)
 
     def park(self) -> None:
         self._shell.say(Command.PARK)
@@ -92,20 +102,32 @@ class ProcessReplica:
 
     async def _wait_gone(self, limit_s: float) -> None:
         await asyncio.wait_for(self._gone.wait(), limit_s)
+        await self._log.flush()
 
     def kill(self) -> None:
         """At once, without a drain: for replicas that do not answer, and for tests."""
         if self.state is not ReplicaState.GONE:
             self._shell.kill()
 
+    def _give_up(self, limit_s: float) -> None:
+        self._given_up = {"code": "start-timeout", "reason": f"did not come up within {limit_s:g} s and was killed"}
+        logger.warning("a replica hangs and is killed", extra={"fields": {"replica": self.id, "limit_s": limit_s}})
+        self.kill()
+
     # What the shell says ------------------------------------------------------------------------
 
     def _read_output(self) -> None:
         data = _read(self._shell.output_fd)
         if data:
-            self._log.feed(data)
+            if not self._log.feed(data):
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._shell.output_fd)
+                self._flood_pause = loop.call_later(_FLOOD_PAUSE_S, self._read_on)
         elif data is not None:
             self._ended(self._shell.output_fd)
+
+    def _read_on(self) -> None:
+        asyncio.get_running_loop().add_reader(self._shell.output_fd, self._read_output)
 
     def _read_events(self) -> None:
         data = _read(self._shell.events_fd)
@@ -129,6 +151,8 @@ class ProcessReplica:
     def _take(self, event: Event) -> None:
         if event.name is EventName.STOPPED:
             return  # said once, by us, when nothing of it is left
+        if event.name in (EventName.SERVING, EventName.FAILED) and self._patience is not None:
+            self._patience.cancel()
         if event.name is EventName.SNAPSHOT:
             self.building_snapshot = event.fields.get("state") == "building"
         elif self.state is not ReplicaState.STOPPING:
@@ -163,15 +187,18 @@ class ProcessReplica:
     def _finish(self) -> None:
         for descriptor in self._open:
             asyncio.get_running_loop().remove_reader(descriptor)
-        if self._last_call is not None:
-            self._last_call.cancel()
+        for timer in (self._last_call, self._flood_pause, self._patience):
+            if timer is not None:
+                timer.cancel()
         self._log.close()
         self.state = ReplicaState.GONE
         self.building_snapshot = False
         code = self._shell.close()
         self._on_ended(self)
         self._gone.set()
-        self._tell(Event(EventName.STOPPED, time.time_ns(), {"exit_code": code, "reason": _reason(code)}))
+        self._tell(
+            Event(EventName.STOPPED, time.time_ns(), {"exit_code": code, "reason": _reason(code), **self._given_up})
+        )
 
 
 def _read(descriptor: int) -> bytes | None:

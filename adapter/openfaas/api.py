@@ -22,7 +22,7 @@ from adapter.openfaas.catalog import Entry
 from adapter.openfaas.gateway import Gateway
 from adapter.openfaas.invocation import call_id_of, read_invocation
 from adapter.openfaas.logs import LogQuery, read_log
-from adapter.openfaas.proxy import METHODS, error_response
+from adapter.openfaas.proxy import METHODS, error_response, error_status
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _error_answer(request: web.Request, error: AdapterError) -> web.Response:
     if not request.path.startswith("/system/"):
         return error_response(error, call_id_of(request))
     text = "\n".join(part for part in (error.message, error.why, error.hint) if part)
-    return web.Response(status=error.http_status, text=text)
+    return web.Response(status=error_status(error), text=text)
 
 
 class Api:
@@ -132,7 +132,7 @@ class Api:
             available=fleet.available,
             invocations=self._gateway.metrics.answered(key),
             created_at=entry.created_at,
-            note=fleet.rollout.status,
+            note=fleet.status,
         )
 
     # Secrets and namespaces ---------------------------------------------------------------------
@@ -181,6 +181,7 @@ class Api:
         call_id = call_id_of(request)
         limit = fleet.deployment.spec.body_limit_bytes
         invocation = await (await read_invocation(request, _function_path(request), call_id, limit)).whole()
+        self._gateway.check_open()
         await self._gateway.queue.put(fleet.deployment.key, invocation)
         return web.Response(status=202, headers={CALL_ID_HEADER: call_id})
 
@@ -272,5 +273,8 @@ def _key(request: web.Request, namespace: object = None) -> str:
 
 def _function_path(request: web.Request) -> str:
     """What the function sees: everything after its name, as it was sent (not decoded)."""
-    parts = request.raw_path.split("?", 1)[0].split("/", 3)
+    path = request.raw_path.split("?", 1)[0]
+    if not path.startswith("/"):  # sent as to a proxy: with scheme and host
+        path = "/" + path.split("/", 3)[3]
+    parts = path.split("/", 3)
     return "/" + (parts[3] if len(parts) > 3 else "")

@@ -4,7 +4,8 @@
     <state>/namespaces/<name>.json
     <state>/secrets/<namespace>/<name>           the value, 0600
 
-Each file is written beside its place, synced and renamed: it is the old one or the new one, whole.
+Each file is written beside its place, synced and renamed: it is the old one or the new one, whole. What a kill
+left beside its place is removed when the next life begins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import Conflict, NotFound
+from adapter.errors import Conflict, NotFound, StorageError
 from adapter.files import sync, write_whole
 from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment, unknown_function
 
@@ -32,7 +33,8 @@ class Entry:
 
 
 class Catalog:
-    """The state folder's durable part. Methods are short and blocking: a file each."""
+    """The state folder's durable part. Methods are short and blocking, a file each, and raise `StorageError` where
+    the disk refuses."""
 
     def __init__(self, state: Path) -> None:
         self._functions = state / "functions"
@@ -40,6 +42,8 @@ class Catalog:
         self._secrets = state / "secrets"
         for folder in (self._functions, self._namespaces, self._secrets):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in folder.rglob(".*.part"):
+                part.unlink()
         self._entries = self._read()
 
     def _read(self) -> dict[str, Entry]:
@@ -68,7 +72,7 @@ class Catalog:
         old = self._entries.get(deployment.key)
         entry = Entry(deployment, old.revision + 1 if old else 1, old.created_at if old else created_at)
         data = {"deployment": deployment.to_json(), "revision": entry.revision, "created_at": entry.created_at}
-        write_whole(self._functions / f"{deployment.key}.json", json.dumps(data, indent=1).encode())
+        _write(self._functions / f"{deployment.key}.json", json.dumps(data, indent=1).encode())
         self._entries[deployment.key] = entry
         return entry
 
@@ -98,15 +102,23 @@ class Catalog:
             raise Conflict(f"The namespace {name} exists already.", code="namespace-exists")
         if not new:
             self.namespace(name)
-        write_whole(self._namespaces / f"{name}.json", json.dumps(facts).encode())
+        else:
+            self._remove_secrets(name)  # of one of that name that was not removed whole
+        _write(self._namespaces / f"{name}.json", json.dumps(facts).encode())
 
     def remove_namespace(self, name: str) -> None:
+        """With its secrets: whoever makes one of that name later is somebody else. Raises `Conflict`, `NotFound`."""
         self.namespace(name)
         used = [entry.deployment.service for entry in self.functions(name)]
         if used or name == DEFAULT_NAMESPACE:
             what = f"it has functions: {', '.join(used)}" if used else "it is the default one"
             raise Conflict(f"The namespace {name} cannot be removed: {what}.", code="namespace-in-use")
+        self._remove_secrets(name)
         _remove(self._namespaces / f"{name}.json")
+
+    def _remove_secrets(self, namespace: str) -> None:
+        for name in self.secrets(namespace):
+            _remove(self._secrets / namespace / name)
 
     # Secrets ------------------------------------------------------------------------------------
 
@@ -124,10 +136,7 @@ class Catalog:
             raise Conflict(f"The secret {name} exists already.", hint=hint, code="secret-exists")
         if not new and not exists:
             raise _unknown_secret(name)
-        folder = self._secrets / namespace
-        folder.mkdir(mode=0o700, exist_ok=True)
-        sync(self._secrets)
-        write_whole(folder / name, value)
+        _write(self._secrets / namespace / name, value)
 
     def remove_secret(self, namespace: str, name: str) -> None:
         """Raises `NotFound`."""
@@ -140,6 +149,28 @@ def _unknown_secret(name: str) -> NotFound:
     return NotFound(f"No secret {name}.", hint=f"Create it with: faas-cli secret create {name}", code="secret-unknown")
 
 
+def _write(path: Path, data: bytes) -> None:
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+            sync(path.parent.parent)
+        write_whole(path, data)
+    except OSError as exc:
+        raise _unwritable(exc) from exc
+
+
 def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    sync(path.parent)
+    try:
+        path.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as exc:
+        raise _unwritable(exc) from exc
+
+
+def _unwritable(error: OSError) -> StorageError:
+    return StorageError(
+        "The gateway's state cannot be written.",
+        why=f"{error.strerror}.",
+        hint="Make room on the disk of its state folder, then try again.",
+        code="state-unwritable",
+    )

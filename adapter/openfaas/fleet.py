@@ -14,7 +14,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from adapter.errors import AdapterError, ConfigError, HandlerError, Overloaded, Timeout, Unavailable
+from adapter.errors import (
+    AdapterError,
+    ConfigError,
+    Conflict,
+    HandlerError,
+    NotFound,
+    Overloaded,
+    Timeout,
+    Unavailable,
+)
 from adapter.hosts import Deployment, Host, Replica, ReplicaState
 from adapter.openfaas.activator import Waiters
 from adapter.openfaas.background import Background
@@ -22,7 +31,7 @@ from adapter.openfaas.claims import Ask, Claims
 from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
-from adapter.openfaas.wire import unknown_function
+from adapter.openfaas.wire import shutting_down, unknown_function
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
 from adapter.spec import FunctionSpec
@@ -88,6 +97,11 @@ class Fleet:
         return sum(m.takes_work and m.state is not ReplicaState.STARTING for m in self.members.values())
 
     @property
+    def status(self) -> str:
+        """For who operates the function: how far its rollout is, or why its replicas do not come up."""
+        return self.rollout.status or (f"failing: {_text(self._failure)}" if self._failure is not None else "")
+
+    @property
     def desired(self) -> int:
         return self._capable() + self._pending
 
@@ -129,15 +143,17 @@ class Fleet:
     def _refusal(self) -> AdapterError | None:
         """Why a request need not wait."""
         if self.rollout.broken is not None:
-            return _for_caller(self.rollout.broken)
+            return _for_caller(self.rollout.broken, self.deployment)
         if self._closing is not None:
             return self._closing(self.deployment.key)
         if self._failure is not None and self.clock() < self._retry_at_s and not self.desired:
             return self._start_error()
-        if len(self._waiters) >= self.deployment.spec.queue:
+        spec = self.deployment.spec
+        startable = max(0, spec.max_replicas - self._capable()) * spec.in_flight  # who waits for a start is no queue
+        if len(self._waiters) >= spec.queue + startable:
             return Overloaded(
                 f"Too many requests wait for {self.deployment.key}.",
-                why=f"{self.deployment.spec.queue} do already (scale.queue).",
+                why=f"{len(self._waiters)} do already (scale.queue = {spec.queue}).",
                 hint="Retry later, or raise scale.max or scale.in_flight.",
                 code="queue-full",
                 retry_after_s=1,
@@ -348,7 +364,7 @@ class Fleet:
             self._record(member, event)
             self._lost(member, str(event.fields.get("code", "failed")), str(event.fields.get("reason", "")))
         elif event.name is EventName.STOPPED:
-            self._ended(member, str(event.fields.get("reason", "")))
+            self._ended(member, event)
             return
         self._changed(member)
 
@@ -370,14 +386,15 @@ class Fleet:
         if member.upcoming and not member.outdated:
             self._switch()
 
-    def _ended(self, member: Member, reason: str) -> None:
+    def _ended(self, member: Member, event: Event) -> None:
         del self.members[member.replica.id]
         self._claims.ended(member)
         member.exits += 1
         member.awake.set()
         self.observer.ended(self, member)
         if not member.lives and not member.stopping:
-            self._lost(member, "replica-died", f"Its replica {reason or 'ended'} while it started.")
+            code, reason = event.fields.get("code", "replica-died"), event.fields.get("reason", "ended")
+            self._lost(member, str(code), f"Its replica {reason} while it started.")
         # Its requests are told of their broken connections by the same turn of the loop: they go first.
         asyncio.get_running_loop().call_soon(self.evaluate)
 
@@ -415,7 +432,7 @@ class Fleet:
 
     def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
-        fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
+        fields = {"function": deployment.key, "revision": deployment.revision, "why": _text(error)}
         logger.warning("a start failed", extra={"fields": fields})
         if self.rollout.fail(deployment, error):
             return
@@ -430,7 +447,8 @@ class Fleet:
 
     def _start_error(self) -> AdapterError:
         assert self._failure is not None
-        return _for_caller(self._failure, retry_after_s=max(0.0, self._retry_at_s - self.clock()))
+        wait_s = max(0.0, self._retry_at_s - self.clock())
+        return _for_caller(self._failure, self.deployment, retry_after_s=wait_s)
 
     # Deployments --------------------------------------------------------------------------------
 
@@ -448,7 +466,7 @@ class Fleet:
             return
         if problem is not None:
             if self.rollout.broken is not None:
-                self._waiters.fail(lambda: _for_caller(problem))
+                self._waiters.fail(lambda: _for_caller(problem, deployment))
             return
         self._failures, self._failure, self._retry_at_s = 0, None, 0.0
         if self.rollout.is_ready and initial and self._capable():
@@ -484,7 +502,7 @@ class Fleet:
 
     async def close(self, *, removed: bool = False) -> None:
         """Send away what waits, let finish what runs."""
-        closing: Callable[[str], AdapterError] = unknown_function if removed else _shutting_down
+        closing: Callable[[str], AdapterError] = unknown_function if removed else shutting_down
         self._closing = closing
         if self._timer is not None:
             self._timer.cancel()
@@ -495,15 +513,19 @@ class Fleet:
         await self._background.join()
 
 
-def _shutting_down(_: str) -> AdapterError:
-    return Unavailable("This gateway is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
-
-
-def _for_caller(error: AdapterError, *, retry_after_s: float | None = None) -> AdapterError:
-    """A copy for one caller, whose request is not at fault: a deploy that cannot be used is a 503 to him, no 400."""
-    kind = HandlerError if isinstance(error, ConfigError) else type(error)
+def _for_caller(error: AdapterError, deployment: Deployment, *, retry_after_s: float | None = None) -> AdapterError:
+    """A copy for one caller, whose request is not at fault, and whom names of secrets, files and settings do not
+    concern: what the deployer has to mend is a 503 that says so."""
     wait_s = error.retry_after_s if retry_after_s is None else retry_after_s
-    return kind(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
+    if isinstance(error, ConfigError | Conflict | NotFound):
+        hint = f"Whoever deployed it sees why: faas-cli describe {deployment.name}"
+        message = f"{deployment.key} cannot be started."
+        return HandlerError(message, hint=hint, code=error.code, retry_after_s=wait_s)
+    return type(error)(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
+
+
+def _text(error: AdapterError) -> str:
+    return f"{error.message} {error.why}".strip()
 
 
 def _as_adapter_error(error: Exception) -> AdapterError:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from adapter.openfaas.queue import Queue
 from adapter.openfaas.recorder import Recorder
 from adapter.policy.grants import Want
 from adapter.records import StartRecord
+from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings
 from adapter.spec import FunctionSpec, parse_spec, read_config
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,11 @@ class Gateway(Observer):
         await self.proxy.close()
         await self._recorder.close()
 
+    def check_open(self) -> None:
+        """Raises `Unavailable` once it drains: nobody would do what is accepted now."""
+        if self.stopping.is_set():
+            raise wire.shutting_down()
+
     # Functions ----------------------------------------------------------------------------------
 
     def fleet(self, key: str) -> Fleet:
@@ -83,7 +90,8 @@ class Gateway(Observer):
             raise wire.unknown_function(key) from None
 
     def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
-        """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`."""
+        """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`, `Unavailable`."""
+        self.check_open()
         try:
             spec = self._spec(wanted)
         except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
@@ -103,7 +111,8 @@ class Gateway(Observer):
         return entry
 
     def remove(self, key: str) -> None:
-        """Raises `NotFound`."""
+        """Raises `NotFound`, `Unavailable`."""
+        self.check_open()
         self.catalog.remove(key)
         self._background.run(self._retire(self.fleets.pop(key)))
 
@@ -117,7 +126,7 @@ class Gateway(Observer):
         spec = parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
         if spec.gpus:
             self.gpus.check(Want.of(wanted.key, spec))
-        return spec
+        return _as_watchdog_says(spec, wanted.env_vars)
 
     def _take_up(self, entry: Entry) -> None:
         """A function of an earlier life; one that cannot run any more is there all the same, and says why."""
@@ -145,8 +154,9 @@ class Gateway(Observer):
             await self.host.prepare(deployment)
         except AdapterError as error:
             problem = error
-        except OSError as error:
-            problem = ConfigError(f"{deployment.key} cannot be prepared.", why=f"{error}.")
+        except Exception as error:  # boundary: whatever it was, nobody may wait for this function for ever
+            logger.exception("a preparation failed", extra={"fields": {"function": deployment.key}})
+            problem = ConfigError(f"{deployment.key} cannot be prepared.", why=f"{type(error).__name__}: {error}.")
         if problem is not None:
             fields = {"function": deployment.key, "why": str(problem)}
             logger.warning("a function cannot be prepared", extra={"fields": fields})
@@ -170,6 +180,17 @@ class Gateway(Observer):
 
     def ended(self, fleet: Fleet, member: Member) -> None:
         self._recorder.ended(member)
+
+
+def _as_watchdog_says(spec: FunctionSpec, env: Mapping[str, str]) -> FunctionSpec:
+    """The spec that a replica will follow: of-watchdog's variables win. Raises `ConfigError`."""
+    asked = {name: value for name, value in env.items() if name in WATCHDOG_VARIABLES}
+    settings = ReplicaSettings.from_env(asked)
+    if "exec_timeout" in asked:
+        spec = replace(spec, exec_timeout_s=settings.exec_timeout_s)
+    if "max_inflight" in asked:
+        spec = replace(spec, in_flight=settings.in_flight)
+    return spec
 
 
 def _deployment(entry: Entry, spec: FunctionSpec) -> Deployment:

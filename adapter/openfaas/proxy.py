@@ -1,9 +1,9 @@
 """Invocations: from a caller through a replica's slot and back, streamed both ways.
 
 A request that no handler can have seen (its replica refused the connection, or ended while it still held
-the request) goes to another replica. One that was sent to a handler is never sent twice, but for the case
-that HTTP leaves open: a pooled connection that the replica had closed just before, and whose model process
-has not ended: what a handler that crashes does, it does once.
+the request) goes to another replica. One that was sent to a handler is never sent twice, whatever its method,
+but for the case that HTTP leaves open: a pooled connection that the replica had closed just before, so that
+nothing of an answer came and no model process has ended: what a handler that crashes does, it does once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,18 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from adapter.errors import AdapterError, Timeout, Unavailable
+from adapter.hosts import ReplicaState
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, START_PATH_HEADER
 from adapter.openfaas.fleet import Fleet
 from adapter.openfaas.gpus import RETRY_AFTER_S
-from adapter.openfaas.invocation import Invocation, Upload, call_id_of, kept_headers, read_invocation, too_large
+from adapter.openfaas.invocation import (
+    STALL_LIMIT_S,
+    Invocation,
+    Upload,
+    call_id_of,
+    kept_headers,
+    read_invocation,
+)
 from adapter.openfaas.members import Slot
 from adapter.openfaas.metrics import Metrics
 
@@ -47,19 +55,20 @@ _CLOSED_WHILE_IDLE_S = 0.1
 _EVENTS_LIMIT_S = 0.05
 """Until the events of a replica that ended have arrived: whether it ever served, whether its model exited."""
 
-_STALL_LIMIT_S = 60.0
-"""A caller that takes nothing for so long has lost its answer: its slot is others'."""
-
 _ANSWER_LIMIT_BYTES = 64 * 2**20
 """Of an asynchronous invocation, whose answer waits here for its callback."""
 
+_FIELD_LIMIT_BYTES = 64 * 2**10
+"""Of one header of an answer, and of its first line: tokens and cookies are long, and replicas are ours."""
+
 
 class _Lost(Exception):
-    """A connection that gave no answer. `refused`: the replica never had the request."""
+    """A connection that gave no answer. `refused`: the replica never had the request; `begun`: it answered in part."""
 
-    def __init__(self, why: str, *, refused: bool) -> None:
+    def __init__(self, why: str, *, refused: bool = False, begun: bool = False) -> None:
         super().__init__(why)
         self.refused = refused
+        self.begun = begun
 
 
 class Proxy:
@@ -74,8 +83,11 @@ class Proxy:
             auto_decompress=False,
             trace_configs=[trace],
             cookie_jar=aiohttp.DummyCookieJar(),
+            middlewares=[_once],
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             read_bufsize=2**18,
+            max_line_size=_FIELD_LIMIT_BYTES,
+            max_field_size=_FIELD_LIMIT_BYTES,
         )
 
     async def close(self) -> None:
@@ -136,7 +148,7 @@ class Proxy:
                 return
 
     async def _send(self, fleet: Fleet, slot: Slot, invocation: Invocation) -> aiohttp.ClientResponse:
-        """Raises `_Lost`, `Timeout`, `BodyTooLarge`."""
+        """Raises `_Lost`, or an `AdapterError`."""
         limit_s = _limit_s(fleet, slot)
         began = time.monotonic()
         exits = slot.member.exits
@@ -145,7 +157,7 @@ class Proxy:
             return await self._request(slot, invocation, notes, limit_s)
         except _Lost as lost:
             was_closed = notes.reused and time.monotonic() - began < _CLOSED_WHILE_IDLE_S
-            if lost.refused or not was_closed or not invocation.can_be_sent:
+            if lost.refused or lost.begun or not was_closed or not invocation.can_be_sent:
                 raise
             await asyncio.sleep(_EVENTS_LIMIT_S)
             if slot.member.exits != exits:
@@ -155,7 +167,7 @@ class Proxy:
         try:
             return await self._request(slot, invocation, SimpleNamespace(), limit_s)
         except _Lost as lost:
-            raise _Lost(str(lost), refused=False) from lost  # the first try may have reached a handler
+            raise _Lost(str(lost)) from lost  # the first try may have reached a handler
         except aiohttp.SocketTimeoutError as exc:
             raise _took_too_long(fleet, slot, limit_s) from exc
 
@@ -173,14 +185,31 @@ class Proxy:
                 trace_request_ctx=notes,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_LIMIT_S, sock_read=limit_s),
             )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-            raise _Lost(str(exc), refused=True) from exc
         except aiohttp.SocketTimeoutError:
             raise
+        except aiohttp.ClientConnectionError as exc:
+            if isinstance(invocation.body, Upload) and invocation.body.problem is not None:
+                raise invocation.body.problem from None
+            raise _lost(exc) from exc
         except aiohttp.ClientError as exc:
-            if isinstance(invocation.body, Upload) and invocation.body.is_too_large:
-                raise too_large(invocation.body.limit_bytes) from exc
-            raise _Lost(str(exc) or type(exc).__name__, refused=False) from exc
+            raise _unreadable(slot, exc) from exc
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Hides a broken connection from aiohttp, which would send the request again by itself where its method is
+    idempotent: a handler that crashed may have had its effects already."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as exc:
+        raise _lost(exc) from exc
+
+
+def _lost(error: aiohttp.ClientConnectionError) -> _Lost:
+    return _Lost(
+        str(error) or type(error).__name__,
+        refused=isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError),
+        begun=isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str),
+    )
 
 
 async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
@@ -212,7 +241,18 @@ def _died(fleet: Fleet, lost: _Lost) -> Unavailable:
     )
 
 
+def _unreadable(slot: Slot, error: aiohttp.ClientError) -> Unavailable:
+    said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return Unavailable(
+        f"The answer of {slot.member.replica.deployment.key} cannot be read.",
+        why=f"{' '.join(said.split()).rstrip('.:')}.",
+        hint=f"An answer's headers may have {_FIELD_LIMIT_BYTES // 2**10} KiB each, and must be HTTP.",
+        code="answer-unreadable",
+    )
+
+
 def _took_too_long(fleet: Fleet, slot: Slot, limit_s: float | None) -> Timeout:
+    """The caller's error. A replica that neither answered in time nor said so is of no use to others either."""
     if slot.member.asleep:
         return Timeout(
             f"{fleet.deployment.key} did not answer in time.",
@@ -221,6 +261,8 @@ def _took_too_long(fleet: Fleet, slot: Slot, limit_s: float | None) -> Timeout:
             code="gpu-wait-timeout",
             retry_after_s=RETRY_AFTER_S,
         )
+    if slot.member.state is not ReplicaState.STARTING:  # its host ends a start that hangs
+        fleet.discard(slot.member, "does not answer")
     phase, doing = ("start", "starting") if slot.is_held else ("exec", "executing")
     return Timeout(
         f"{fleet.deployment.key} did not answer in time.",
@@ -279,7 +321,7 @@ async def _write(response: web.StreamResponse, request: web.Request, chunk: byte
     if request.transport is None or not request.transport.get_write_buffer_size():
         await response.write(chunk)
     else:
-        await asyncio.wait_for(response.write(chunk), _STALL_LIMIT_S)
+        await asyncio.wait_for(response.write(chunk), STALL_LIMIT_S)
 
 
 def error_status(error: AdapterError) -> int:

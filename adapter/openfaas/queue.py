@@ -1,7 +1,8 @@
 """The asynchronous queue: `/async-function/…` accepted with 202, run later, answered by a callback.
 
 Durable in one SQLite file (synchronous FULL): what was accepted survives a kill. Delivery is at least
-once: an invocation that was running when the process died runs again. sqlite3 and not the ledger's
+once: an invocation that was running when the process died runs again, and so does one that was done but
+could not be crossed off, because the disk was full until the process ended. sqlite3 and not the ledger's
 SQLAlchemy, because these rows are work, not records: they are deleted when done.
 
 Each function has a lane of its own, so that a slow one holds up no other; bodies stay on the disk until
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -26,7 +28,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from multidict import CIMultiDict
 
-from adapter.errors import AdapterError, ConfigError, Overloaded
+from adapter.errors import AdapterError, ConfigError, Overloaded, StorageError
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, DURATION_HEADER
 from adapter.openfaas.background import Background
 from adapter.openfaas.invocation import Invocation
@@ -41,7 +43,8 @@ LANE_LIMIT = 10_000
 """Invocations of one function that may wait; more get 503."""
 
 RETRY_S = (1.0, 2.0, 5.0, 15.0)
-"""Between attempts: of an invocation that found no room, and of a callback that was not taken."""
+"""Between attempts: of an invocation that found no room, of a callback that was not taken, and (the last one
+again and again) of what the disk refuses."""
 
 _RETRIED_STATUSES = frozenset({429, 503})
 _CALLBACK_LIMIT_S = 10.0
@@ -66,7 +69,10 @@ class Queue:
         self._disk = ThreadPoolExecutor(1, "queue")  # one thread, one connection
         self._lanes: dict[str, _Lane] = {}
         self._background = Background()
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALLBACK_LIMIT_S))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_CALLBACK_LIMIT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),  # what one function's receiver sets is not for another's
+        )
 
     def start(self) -> None:
         """Take up what an earlier life accepted."""
@@ -74,7 +80,7 @@ class Queue:
             self._enqueue(function, number)
 
     async def put(self, function: str, invocation: Invocation) -> None:
-        """Returns when it is on the disk. Raises `ConfigError` for a callback that is none, `Overloaded`."""
+        """Returns when it is on the disk. Raises `ConfigError` for a callback that is none, `Overloaded`, `StorageError`."""
         _check_callback(invocation.headers.get(CALLBACK_HEADER))
         lane = self._lanes.get(function)
         if lane is not None and len(lane.waiting) >= LANE_LIMIT:
@@ -85,7 +91,17 @@ class Queue:
                 code="queue-full",
                 retry_after_s=10,
             )
-        self._enqueue(function, await self._on_disk(self._jobs.add, function, invocation))
+        try:
+            number = await self._on_disk(self._jobs.add, function, invocation)
+        except sqlite3.Error as exc:
+            raise StorageError(
+                "The asynchronous queue cannot be written.",
+                why=f"{exc}.",
+                hint="Make room on the disk of the gateway's state folder, then retry.",
+                code="queue-unwritable",
+                retry_after_s=10,
+            ) from exc
+        self._enqueue(function, number)
 
     async def close(self) -> None:
         """What is not done stays on the disk."""
@@ -109,12 +125,22 @@ class Queue:
 
     async def _work(self, function: str, lane: _Lane, number: int) -> None:
         try:
-            await self._run(function, await self._on_disk(self._jobs.get, number))
+            await self._run(function, await self._insist(self._jobs.get, number))
         except Exception:  # boundary: one invocation's trouble is not the lane's
             logger.exception("an asynchronous invocation failed", extra={"fields": {"function": function}})
-        await self._on_disk(self._jobs.remove, number)
         lane.running -= 1
         self._advance(function)
+        await self._insist(self._jobs.remove, number)
+
+    async def _insist(self, work: Callable[[int], Result], number: int) -> Result:
+        """Try until the disk lets it happen: it may be full for a while. What is under way outlives `close`."""
+        for wait_s in chain(RETRY_S, repeat(RETRY_S[-1])):
+            try:
+                return await asyncio.shield(self._on_disk(work, number))
+            except sqlite3.OperationalError as exc:
+                logger.warning("the queue's disk refuses", extra={"fields": {"job": number, "why": str(exc)}})
+            await asyncio.sleep(wait_s)
+        raise AssertionError("unreachable")
 
     async def _on_disk(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._disk, lambda: work(*arguments))
@@ -154,8 +180,8 @@ class Queue:
         problem = ""
         for wait_s in (*RETRY_S, None):
             try:
-                async with self._session.post(url, data=body, headers=headers) as response:
-                    if response.status < 500 and response.status != 429:
+                async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    if _is_taken(response.status):
                         return
                     problem = f"status {response.status}"
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
@@ -207,6 +233,11 @@ class _Jobs:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _is_taken(status: int) -> bool:
+    """A refusal is an answer too. A redirect is none: following it would lose the body, or send it to strangers."""
+    return status < 300 or (400 <= status < 500 and status != 429)
 
 
 def _check_callback(url: str | None) -> None:

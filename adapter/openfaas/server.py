@@ -7,16 +7,18 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from adapter.hosts.folders import FunctionFolders
-from adapter.hosts.ports import listen
+from adapter.hosts.ports import BACKLOG, listen
 from adapter.hosts.process import ProcessHost
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
 from adapter.openfaas.auth import ensure_credentials
+from adapter.openfaas.door import Door
 from adapter.openfaas.gateway import Gateway
 
 _KEEPALIVE_S = 75.0
@@ -65,8 +67,11 @@ async def run_gateway(
     on_ready: Callable[[str], None],
 ) -> None:
     """Serve `gateway` on `listener` until `stop` is set, then drain. Closes the gateway."""
+    door = Door()
+    app = make_app(gateway, credentials)
+    app.middlewares.insert(0, door.watch)
     runner = web.AppRunner(
-        make_app(gateway, credentials),
+        app,
         handler_cancellation=True,  # a caller that goes away gives its slot back
         access_log=None,
         keepalive_timeout=_KEEPALIVE_S,
@@ -75,11 +80,12 @@ async def run_gateway(
     try:
         await runner.setup()
         gateway.start()
-        site = web.SockSite(runner, listener)
-        await site.start()
+        assert runner.server is not None
+        let_in = partial(door.let_in, runner.server)
+        listening = await asyncio.get_running_loop().create_server(let_in, sock=listener, backlog=BACKLOG)
         on_ready(_url(listener))
         await stop.wait()
-        await site.stop()
+        listening.close()
     finally:
         await gateway.close()
         await runner.cleanup()

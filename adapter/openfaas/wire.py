@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from adapter.errors import ConfigError, NotFound
+from adapter.errors import ConfigError, NotFound, Unavailable
 from adapter.keys import DOMAIN
 
 DEFAULT_NAMESPACE = "openfaas-fn"
@@ -122,6 +122,10 @@ class FunctionDeployment:
 def unknown_function(key: str) -> NotFound:
     """Of ``name.namespace``."""
     return NotFound(f"No function {key}.", hint="See what is deployed: faas-cli list", code="function-unknown")
+
+
+def shutting_down(_key: str = "") -> Unavailable:
+    return Unavailable("This gateway is shutting down.", hint="Retry.", code="draining", retry_after_s=1)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
+import resource
 from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from adapter.errors import ConfigError, HandlerError, Unavailable
+from adapter.errors import ConfigError, HandlerError, NotFound, Unavailable
 from adapter.hosts import ReplicaState
 from adapter.records import EventName
-from tests.fakes.replicas import FakeHost, run, serving, until
+from tests.fakes.replicas import FakeHost, echo, run, serving, until
 
 pytestmark = pytest.mark.e2e
 
@@ -188,6 +189,81 @@ def test_a_failed_start_tells_everybody_and_backs_off(state_dir):
     run(scenario())
 
 
+def test_a_replica_that_hung_while_it_started_is_reported_and_replaced(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            fleet = await up.deploy()
+            now = 1000.0
+            fleet.clock = lambda: now
+            call = asyncio.create_task(up.call())
+            replica = await up.host.new_replica()
+            await until(lambda: replica.requests)
+            await replica.die("did not come up within 340 s and was killed", code="start-timeout")
+            status, headers, body = await call
+            error = json.loads(body)["error"]
+            assert (status, headers["Retry-After"], error["code"]) == (503, "1", "start-timeout")
+            assert error["why"] == "Its replica did not come up within 340 s and was killed while it started."
+            assert "did not come up" in (await up.json("/system/function/echo"))["annotations"]["gpufn.dev/status"]
+            now += 1.5
+            up.host.serves = True
+            assert (await up.call())[0] == 200
+            assert fleet.status == ""
+
+    run(scenario())
+
+
+def test_a_replica_that_does_not_answer_is_replaced(state_dir, monkeypatch):
+    async def scenario():
+        async def endless(_):
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("adapter.openfaas.proxy._REPLICA_SLACK_S", 0.0)
+        async with serving(state_dir, FakeHost(state_dir, handler=endless)) as up:
+            fleet = await up.deploy(initial="1", exec_timeout="100ms")
+            await until(lambda: fleet.available == 1)
+            (hung,) = up.host.replicas
+            assert (await up.call())[0] == 504
+            assert hung.stop_asked.is_set()
+            up.host.handler = echo
+            assert (await up.call())[0] == 200
+            assert up.host.started == 2
+
+    run(scenario())
+
+
+def test_a_secret_that_is_gone_is_the_operators_affair(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            fleet = await up.deploy()
+            up.host.errors.append(NotFound("It needs the secret 'db'.", why="There is none.", code="secret-missing"))
+            status, _, body = await up.call()
+            error = json.loads(body)["error"]
+            assert (status, error["code"]) == (503, "secret-missing")
+            assert error["message"] == "echo.openfaas-fn cannot be started."
+            assert b"'db'" not in body
+            assert fleet.status == "failing: It needs the secret 'db'. There is none."
+
+    run(scenario())
+
+
+def test_without_a_queue_a_function_at_zero_still_wakes(state_dir):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            fleet = await up.deploy(queue="0", in_flight="2")
+            up.host.may_start.clear()
+            calls = [asyncio.create_task(up.call()) for _ in range(2)]
+            await until(lambda: fleet.waiting == 2)  # for the replica that is being started
+            assert json.loads((await up.call())[2])["error"]["code"] == "queue-full"
+            up.host.may_start.set()
+            replica = await up.host.new_replica()
+            await until(lambda: replica.requests == 2)
+            assert json.loads((await up.call())[2])["error"]["code"] == "queue-full"
+            replica.serve()
+            assert [(await call)[0] for call in calls] == [200] * 2
+
+    run(scenario())
+
+
 def test_a_host_that_cannot_start_is_reported(state_dir):
     async def scenario():
         async with serving(state_dir) as up:
@@ -254,26 +330,76 @@ def test_a_connection_that_was_closed_while_idle_is_not_an_error(state_dir):
     run(scenario())
 
 
-@pytest.mark.parametrize("told_after_s", [0, 0.01])
-def test_a_handler_that_crashes_on_a_kept_connection_runs_once(state_dir, told_after_s):
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize(("start", "told_after_s"), [("cold", 0), ("warm", 0), ("warm", 0.01)])
+def test_a_handler_that_crashes_runs_once(state_dir, method, start, told_after_s):
     async def scenario():
         async with serving(state_dir) as up:
-            await up.deploy()
-            await up.call()
-            (replica,) = up.host.replicas
             runs = []
 
             async def crash(request):
+                (replica,) = up.host.replicas
                 runs.append(await request.read())
                 tell = partial(replica.say, EventName.MODEL_EXITED, reason="exit 1", in_flight=1)
                 asyncio.get_running_loop().call_later(told_after_s, tell)
                 request.transport.abort()
                 return web.Response()
 
+            await up.deploy()
+            if start == "warm":
+                await up.call()
             up.host.handler = crash
-            status, _, body = await up.call(body=b"poison")
-            assert (status, json.loads(body)["error"]["code"]) == (502, "replica-died")
+            async with up.client.request(method, f"{up.url}/function/echo", data=b"poison") as answer:
+                status, body = answer.status, await answer.read()
+            assert status == 502
+            assert method == "HEAD" or json.loads(body)["error"]["code"] == "replica-died"
             assert runs == [b"poison"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Begun: ",
+    ],
+    ids=["a header too long", "no HTTP", "two lengths", "half a head"],
+)
+def test_a_handler_whose_answer_cannot_be_read_runs_once(state_dir, method, answer):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            await up.call()
+            runs = []
+
+            async def garble(request):
+                runs.append(await request.read())
+                request.transport.write(answer)
+                request.transport.close()
+                return web.Response()
+
+            up.host.handler = garble
+            async with up.client.request(method, f"{up.url}/function/echo", data=b"once") as response:
+                code = (await response.json())["error"]["code"]
+                assert (response.status, code) == (502, "replica-died" if b"Begun" in answer else "answer-unreadable")
+            assert runs == [b"once"]
+
+    run(scenario())
+
+
+def test_an_answer_may_have_long_headers(state_dir):
+    async def scenario():
+        async def tell(_):
+            return web.Response(headers={"X-Long": "a" * 20_000})
+
+        async with serving(state_dir, FakeHost(state_dir, handler=tell)) as up:
+            await up.deploy()
+            async with up.client.post(f"{up.url}/function/echo", max_field_size=2**16) as response:
+                assert (response.status, len(response.headers["X-Long"])) == (200, 20_000)
 
     run(scenario())
 
@@ -380,6 +506,17 @@ def test_a_caller_is_not_blamed_for_a_function_that_cannot_run(state_dir):
             await up.deploy()
             status, _, body = await up.call()
             assert (status, json.loads(body)["error"]["code"]) == (503, "bad-variable")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left"), RecursionError("too deep"), ZeroDivisionError()])
+def test_a_preparation_that_fails_unforeseen_is_over(state_dir, problem):
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, problem=problem)) as up:
+            fleet = await up.deploy()
+            assert (await up.call())[0] == 503
+            assert type(problem).__name__ in fleet.status
 
     run(scenario())
 
@@ -620,6 +757,103 @@ def test_a_handler_past_its_time_is_answered_for(state_dir, monkeypatch):
     run(scenario())
 
 
+async def raw(up, request: bytes, *, whole: bool = False) -> bytes:
+    """What comes back for bytes as they are; the first of it, or all until the connection ends."""
+    host, _, port = up.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        return await reader.read() if whole else await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("size", [10, 600_000], ids=["kept", "streamed"])
+def test_a_body_that_stops_coming_gives_its_slot_back(state_dir, monkeypatch, size):
+    monkeypatch.setattr("adapter.openfaas.invocation.STALL_LIMIT_S", 0.1)
+
+    async def scenario():
+        async with serving(state_dir) as up:
+            fleet = await up.deploy()
+            await up.call()
+            head = b"POST /function/echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            answer = await raw(up, head + b"x" * (size // 2))
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            await until(lambda: not any(m.in_flight for m in fleet.members.values()))
+            assert (await up.call())[0] == 200
+
+    run(scenario())
+
+
+def test_header_bytes_that_are_no_utf8_are_not_lost(state_dir):
+    async def scenario():
+        seen = []
+
+        async def tell(request):
+            seen.append(request.headers["X-Name"])
+            request.transport.write(b"HTTP/1.1 200 OK\r\nX-Name: caf\xe9\r\nContent-Length: 0\r\n\r\n")
+            return web.Response()
+
+        async with serving(state_dir, FakeHost(state_dir, handler=tell)) as up:
+            await up.deploy()
+            for sent in (b"caf\xe9", "café".encode()):
+                request = b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Name: " + sent + b"\r\n\r\n"
+                assert "X-Name: café\r\n".encode() in await raw(up, request)
+            assert seen == ["café"] * 2
+
+    run(scenario())
+
+
+def test_a_target_in_absolute_form_means_the_same(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            for path in (b"/a%2Fb?q=1", b"/?q=1", b"?q=1"):
+                request = b"GET http://elsewhere/function/echo" + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+                seen = path if path.startswith(b"/") else b"/" + path
+                assert b"X-Path: " + seen + b"\r\n" in await raw(up, request)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
+def test_a_request_that_stops_in_its_head_ends(state_dir, monkeypatch, before):
+    monkeypatch.setattr("adapter.openfaas.server._KEEPALIVE_S", 0.1)
+
+    async def scenario():
+        async with serving(state_dir) as up:
+            answer = await raw(up, before + b"GET /healthz HTTP/1.1\r\nHo", whole=True)
+            assert answer.count(b"200 OK") == len(before[:1])
+
+    run(scenario())
+
+
+def test_connections_that_say_nothing_keep_nobody_out(state_dir, monkeypatch):
+    monkeypatch.setattr("adapter.openfaas.door._RATIO", 6 / resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    async def scenario():
+        go = asyncio.Event()
+
+        async def slow(_):
+            await go.wait()
+            return web.Response(text="fine")
+
+        async with serving(state_dir, FakeHost(state_dir, handler=slow)) as up:
+            await up.deploy()
+            call = asyncio.create_task(up.call())
+            await until(lambda: up.host.replicas and up.host.replicas[0].requests == 1)
+            host, _, port = up.url.removeprefix("http://").partition(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+            assert (await raw(up, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await silent[0][0].read() == b""  # the oldest is gone
+            go.set()
+            assert (await call)[0] == 200  # the older one, which had a request, is not
+            for _, writer in silent:
+                writer.close()
+
+    run(scenario())
+
+
 # Its life -----------------------------------------------------------------------------------------
 
 
@@ -646,6 +880,41 @@ def test_a_drain_answers_what_runs_and_refuses_the_rest(state_dir):
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/system/functions", b'{"service": "late", "image": "echo"}'),
+        ("PUT", "/system/functions", b'{"service": "echo", "image": "echo"}'),
+        ("DELETE", "/system/functions", b'{"functionName": "echo"}'),
+        ("POST", "/async-function/echo", b"x"),
+        ("POST", "/function/echo", b"x"),
+    ],
+)
+def test_a_kept_connection_is_told_of_the_drain(state_dir, method, path, body):
+    async def scenario():
+        go = asyncio.Event()
+
+        async def slow(_):
+            await go.wait()
+            return web.Response(text="fine")
+
+        async with serving(state_dir, FakeHost(state_dir, handler=slow)) as up:
+            await up.deploy()
+            running = asyncio.create_task(up.call())
+            await until(lambda: up.host.replicas and up.host.replicas[0].requests == 1)
+            async with up.client.get(f"{up.url}/healthz") as response:
+                await response.read()
+            up.stop.set()
+            await until(up.host.replicas[0].stop_asked.is_set)
+            async with up.client.request(method, up.url + path, data=body) as response:
+                assert response.status == 503
+            go.set()
+            assert (await running)[0] == 200
+        assert not (state_dir / "functions" / "late.openfaas-fn.json").exists()
+
+    run(scenario())
+
+
 def test_a_restart_takes_up_what_was_deployed(state_dir):
     async def scenario():
         async with serving(state_dir) as up:
@@ -656,7 +925,7 @@ def test_a_restart_takes_up_what_was_deployed(state_dir):
             await until(lambda: up.host.started == 1)  # the minimum
             assert (await up.call())[0] == 200
             status, _, body = await up.call("other")  # its folder is gone
-            assert (status, "No function folder" in body.decode()) == (404, True)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "not-found")
             found = {f["name"]: f["annotations"] for f in await up.json("/system/functions")}
             assert "failed: No function folder" in found["other"]["gpufn.dev/status"]
 

@@ -79,6 +79,8 @@ def test_without_a_password_other_sites_pages_are_kept_out(state_dir):
         ("POST", "/system/functions", b"{", 400, "no JSON"),
         ("POST", "/system/functions", {"service": "echo"}, 400, "names no image"),
         ("POST", "/system/functions", {"service": "echo", "image": "echo", "namespace": "absent"}, 404, "No namespace absent"),
+        ("POST", "/system/functions", {"service": "echo", "image": "echo", "envVars": {"max_inflight": "-5"}}, 400, "max_inflight='-5'"),
+        ("POST", "/system/functions", {"service": "echo", "image": "echo", "envVars": {"exec_timeout": "-1s"}}, 400, "exec_timeout='-1s'"),
         ("PUT", "/system/functions", {"service": "other", "image": "other"}, 404, "No function other.openfaas-fn"),
         ("DELETE", "/system/functions", {"functionName": "other"}, 404, "No function"),
         ("DELETE", "/system/functions", {}, 400, "functionName"),
@@ -96,6 +98,7 @@ def test_without_a_password_other_sites_pages_are_kept_out(state_dir):
         ("GET", "/system/secrets?namespace=..", None, 404, "No namespace"),
         ("GET", "/system/secrets?namespace=/etc", None, 404, "No namespace"),
         ("POST", "/system/namespace/second", {"labels": {"a": 1}}, 400, "labels"),
+        ("POST", "/system/secrets", {"name": "s" * 253, "value": "1"}, 202, ""),
         ("PATCH", "/system/secrets", {}, 405, "Method Not Allowed"),
         ("HEAD", "/healthz", None, 200, ""),
         ("POST", "/system/namespace/Second", {}, 400, "cannot be used"),
@@ -131,6 +134,18 @@ def test_a_secret_is_written_as_it_came(state_dir):
             assert json.loads(text) == [{"name": name, "namespace": "openfaas-fn"} for name in "ab"]
         folder = state_dir / "secrets" / "openfaas-fn"
         assert ((folder / "a").read_bytes(), (folder / "b").read_bytes()) == (b"\0\xff", b" x\n")
+
+    run(scenario())
+
+
+def test_a_watchdogs_variables_bind_the_gateway_too(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            env = {"max_inflight": "3", "exec_timeout": "2m"}
+            body = {"service": "echo", "image": "echo", "envVars": env, "annotations": {"gpufn.dev/in-flight": "7"}}
+            assert (await ask(up, "POST", "/system/functions", body))[0] == 202
+            spec = up.gateway.fleet("echo.openfaas-fn").deployment.spec
+            assert (spec.in_flight, spec.exec_timeout_s) == (3, 120.0)
 
     run(scenario())
 

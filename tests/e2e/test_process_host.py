@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import Conflict, HandlerError, NotFound, Unavailable
-from adapter.hosts import ReplicaState, process, shell
+from adapter.hosts import ReplicaState, process, process_replica, shell
 from adapter.hosts.shell import Isolation
 from adapter.keys import SECRETS_PATH
 from adapter.records import EventName
 from tests.fakes.host import Listener, Watched, ask, deployment, fake_shim, running, session_of, write_function
+from tests.fakes.replicas import until
 
 pytestmark = pytest.mark.e2e
 
@@ -307,6 +309,27 @@ def test_an_entrypoint_that_dies_at_once_is_reported_with_its_code(tmp_path, fun
     run(scenario())
 
 
+def test_a_replica_that_never_comes_up_is_killed_and_says_why(tmp_path, functions, fake, isolation, monkeypatch):
+    monkeypatch.setattr(process_replica, "_START_SLACK_S", -0.9)
+
+    async def scenario():
+        listener, fine = Listener(), Listener()
+        async with running(tmp_path / "s", functions) as host:
+            wanted = deployment(FAKE="hangs", annotations={"gpufn.dev/start-timeout": "1s"})
+            await host.prepare(wanted)
+            replica = await host.start(wanted, listener)
+            other = await host.start(deployment(annotations={"gpufn.dev/start-timeout": "60s"}), fine)
+            await fine.heard(EventName.SERVING)
+            processes = Watched(session_of(replica.pid))
+            stopped = await listener.heard(EventName.STOPPED)
+            assert stopped.fields["code"] == "start-timeout"
+            assert stopped.fields["reason"] == "did not come up within 0.1 s and was killed"
+            assert processes.all_end(5)
+            assert other._patience.cancelled()
+
+    run(scenario())
+
+
 def test_an_entrypoint_that_does_not_listen_is_killed_after_its_grace(tmp_path, functions, fake, isolation):
     async def scenario():
         listener = Listener()
@@ -350,6 +373,22 @@ def test_what_a_replica_prints_is_logged_to_its_last_byte(tmp_path, functions, f
             assert {line["instance"] for line in lines} == {replica.id}
             await host.remove(wanted)
             assert not path.exists()
+
+    run(scenario())
+
+
+def test_a_replica_that_prints_without_end_fills_neither_the_log_nor_the_loop(tmp_path, functions, fake):
+    async def scenario():
+        async with running(tmp_path / "s", functions) as host:
+            wanted = deployment(FAKE="floods")
+            await host.prepare(wanted)
+            replica = await host.start(wanted, Listener())
+            path = host.log_path(wanted)
+            await until(lambda: path.exists() and b"the rest is dropped" in path.read_bytes())
+            assert await ask(replica)
+            await replica.stop(20)
+            texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+            assert re.fullmatch(r"gpufn: \d+ lines were dropped", texts[-1])
 
     run(scenario())
 

@@ -2,7 +2,8 @@
 
 "" serves; "garbage" says things that are no events first; "twice" says STOPPED twice; "dies" ends with
 code 7 once it has its orders; "deaf" hears nothing, not even its host's end; "stray" leaves a process of
-another session behind; "chatty" prints. On RESUME it serves again, and says on which devices.
+another session behind; "chatty" prints; "floods" does so without end; "hangs" never comes up. On RESUME it
+serves again, and says on which devices.
 """
 
 import json
@@ -44,6 +45,10 @@ def main():
     if behaviour == "chatty":
         print("one\ntwo", flush=True)
         print("three, without an end", end="", file=sys.stderr, flush=True)
+    if behaviour == "floods":
+        threading.Thread(target=flood, daemon=True).start()
+    if behaviour == "hangs":
+        line.recv(1)
     say(EventName.LISTENING, port=listener.getsockname()[1])
     threading.Thread(target=serve, args=(listener, environ), daemon=True).start()
     say(EventName.SERVING, rung="load")
@@ -60,6 +65,11 @@ def main():
     for _ in range(2 if behaviour == "twice" else 1):
         say(EventName.STOPPED)
     return 0
+
+
+def flood():
+    while True:
+        os.write(1, b"\n" * 65536)
 
 
 def serve(listener, environ):

@@ -128,14 +128,14 @@ class FakeReplica:
         if self._fake_host.serves:
             asyncio.get_running_loop().call_soon(self.serve, "resume")
 
-    async def die(self) -> None:
+    async def die(self, reason: str = "killed by SIGKILL", **fields: str) -> None:
         """As by kill -9: every connection is reset, and nothing is said but that it is over."""
         self._site._server.close()
         self._socket.close()
         for connection in list(self._runner.server.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-        self._end("killed by SIGKILL")
+        self._end(reason, **fields)
         await self._runner.cleanup()
 
     async def stop(self, grace_s: float) -> None:
@@ -146,10 +146,10 @@ class FakeReplica:
             await self._runner.cleanup()
             self._end("drained")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, **fields: str) -> None:
         self.state = ReplicaState.GONE
         self._fake_host.replicas.remove(self)
-        self.say(EventName.STOPPED, reason=reason)
+        self.say(EventName.STOPPED, reason=reason, **fields)
 
 
 @dataclass
@@ -175,6 +175,8 @@ class FakeHost:
         self.removed = []
         self.may_prepare = asyncio.Event()
         self.may_prepare.set()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.changed = asyncio.Event()
         self._numbers = itertools.count(1)
 
@@ -195,6 +197,7 @@ class FakeHost:
 
     async def start(self, deployment, sink, devices=()):
         self.started += 1
+        await self.may_start.wait()
         if self.errors:
             raise self.errors.popleft()
         replica = FakeReplica(self, f"{deployment.name}-{next(self._numbers)}", deployment, sink, devices)

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from adapter.errors import NotFound
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.replica_log import ReplicaLog
+from tests.fakes.host import AtOnce
 
 NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
 PARTS = st.lists(st.from_regex(r"[a-z0-9.:-]{1,10}", fullmatch=True), max_size=3)
@@ -41,7 +42,7 @@ def test_log_lines_do_not_depend_on_how_output_was_cut(noise, text):
         logged = []
         for number, cuts in enumerate(([whole], [whole[i : i + 1] for i in range(len(whole))])):
             path = Path(folder) / str(number)
-            log = ReplicaLog(path, "a")
+            log = ReplicaLog(path, "a", AtOnce())
             for part in cuts:
                 log.feed(part)
             log.close()

@@ -1,4 +1,6 @@
+import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,25 @@ def test_a_broken_file_is_named(tmp_path, content):
         read_config(tmp_path)
 
 
+def test_a_file_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "gpufn.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"gpufn\.toml is not valid TOML"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(tmp_path, make):
+    make(tmp_path / "gpufn.toml")
+    with pytest.raises(ConfigError, match=r"gpufn\.toml is no file"):
+        read_config(tmp_path)
+
+
+def test_a_handler_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / "handler.py").mkdir()
+    with pytest.raises(HandlerError, match="cannot be read"):
+        read_handler_shape(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -143,6 +164,8 @@ def test_a_handler_is_read_without_running_it(tmp_path, source, expected):
         ("def handel(event, context): ...", "handler-missing"),
         ("def handle(", "handler-syntax"),
         ("\0", "handler-syntax"),
+        ("x = " + "-" * 3_000 + "1", "handler-syntax"),
+        ("x = " + "-" * 300_000 + "1", "handler-syntax"),
     ],
 )
 def test_a_handler_that_cannot_work_is_refused(tmp_path, source, code):

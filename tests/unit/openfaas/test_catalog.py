@@ -1,9 +1,10 @@
+import errno
 import json
 import stat
 
 import pytest
 
-from adapter.errors import Conflict, NotFound
+from adapter.errors import Conflict, NotFound, StorageError
 from adapter.openfaas.catalog import Catalog
 from adapter.openfaas.wire import FunctionDeployment
 
@@ -32,6 +33,7 @@ def test_a_damaged_file_is_left_out_and_the_others_stay(state_dir, damage):
     (state_dir / "functions" / ".fn.openfaas-fn.json.part").write_bytes(b"half")
     catalog = Catalog(state_dir)
     assert [e.deployment.service for e in catalog.functions()] == ["fn"]
+    assert not (state_dir / "functions" / ".fn.openfaas-fn.json.part").exists()
 
 
 def test_secrets(state_dir):
@@ -78,3 +80,40 @@ def test_no_secret_is_in_a_function_file(state_dir):
     text = (state_dir / "functions" / "fn.openfaas-fn.json").read_text()
     assert "s3cret" not in text
     assert json.loads(text)["deployment"]["secrets"] == ["s"]
+
+
+def test_secrets_end_with_their_namespace(state_dir):
+    catalog = Catalog(state_dir)
+    catalog.put_namespace("team", {}, new=True)
+    catalog.put_secret("team", "db", b"theirs", new=True)
+    catalog.remove_namespace("team")
+    assert list((state_dir / "secrets").rglob("db")) == []
+    (state_dir / "secrets" / "team" / "left").write_bytes(b"theirs too")
+    catalog.put_namespace("team", {}, new=True)
+    assert catalog.secrets("team") == []
+
+
+def test_a_part_of_a_secret_does_not_outlive_the_next_start(state_dir):
+    Catalog(state_dir).put_secret("ns", "token", b"one", new=True)
+    part = state_dir / "secrets" / "ns" / ".token.part"
+    part.write_bytes(b"half")
+    Catalog(state_dir)
+    assert not part.exists()
+
+
+def test_a_full_disk_is_told_and_changes_nothing(state_dir, monkeypatch):
+    catalog = Catalog(state_dir)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("adapter.openfaas.catalog.write_whole", full)
+    for write in (
+        lambda: catalog.put(FN, "then"),
+        lambda: catalog.put_secret("ns", "token", b"one", new=True),
+        lambda: catalog.put_namespace("team", {}, new=True),
+    ):
+        with pytest.raises(StorageError) as caught:
+            write()
+        assert (caught.value.http_status, caught.value.why) == (507, "No space left on device.")
+    assert (catalog.functions(), catalog.secrets("ns"), catalog.namespaces()) == ([], [], ["openfaas-fn"])

@@ -1,11 +1,14 @@
 import asyncio
+import sqlite3
+import threading
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from adapter.errors import ConfigError, NotFound, Overloaded
+from adapter.errors import ConfigError, NotFound, Overloaded, StorageError
 from adapter.openfaas import queue as module
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.queue import LANE_WIDTH, Queue
@@ -32,16 +35,16 @@ async def queue_of(state, call):
 
 
 @asynccontextmanager
-async def callbacks(*statuses):
-    """A server that keeps what it is sent, and answers with `statuses`, then 200."""
+async def callbacks(*statuses, **headers):
+    """A server that keeps what it is sent, and answers with `statuses`, then 200, and `headers`."""
     got, left = [], list(statuses)
 
     async def take(request):
         got.append((request.headers.copy(), await request.read()))
-        return web.Response(status=left.pop(0) if left else 200)
+        return web.Response(status=left.pop(0) if left else 200, headers=headers)
 
     app = web.Application()
-    app.router.add_post("/", take)
+    app.router.add_route("*", "/{path:.*}", take)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -188,5 +191,118 @@ def test_an_invocation_that_nobody_foresaw_ends_only_itself(state_dir):
             await queue.put("fn.ns", invocation(b"bad"))
             await queue.put("fn.ns", invocation(b"good"))
             await until(lambda: done == [b"good"])
+
+    run(scenario())
+
+
+def test_a_callback_that_is_sent_elsewhere_was_not_taken(state_dir, caplog):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b"out"
+
+        async with callbacks(*[302] * 9, Location="/land") as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            await until(lambda: "a callback was not taken" in caplog.text)
+            assert [body for _, body in got] == [b"out"] * 4
+
+    run(scenario())
+
+
+def test_cookies_of_a_callback_are_forgotten(state_dir):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b""
+
+        async with callbacks(**{"Set-Cookie": "a=first; Path=/"}) as (got, address), queue_of(state_dir, call) as queue:
+            url = address.replace("127.0.0.1", "localhost")  # no cookie is kept for an address
+            for function in ("first.ns", "second.ns"):
+                await queue.put(function, invocation(**{"X-Callback-Url": url}))
+                await until(lambda: not queue._lanes)
+            assert [headers.get("Cookie") for headers, _ in got] == [None, None]
+
+    run(scenario())
+
+
+class FullDisk:
+    """Stands before the queue's rows, and refuses while `full`."""
+
+    def __init__(self, queue):
+        self.full = False
+        self.refused = 0
+        self._jobs, queue._jobs = queue._jobs, self
+
+    def __getattr__(self, name):
+        return partial(self._do, getattr(self._jobs, name))
+
+    def _do(self, work, *arguments):
+        if self.full:
+            self.refused += 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return work(*arguments)
+
+
+def test_a_full_disk_refuses_what_is_new_and_says_why(state_dir):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b""
+
+        async with queue_of(state_dir, call) as queue:
+            disk = FullDisk(queue)
+            disk.full = True
+            with pytest.raises(StorageError) as caught:
+                await queue.put("fn.ns", invocation())
+            disk.full = False
+            assert (caught.value.http_status, caught.value.why) == (507, "database or disk is full.")
+
+    run(scenario())
+
+
+def test_after_a_full_disk_the_lane_goes_on_and_what_is_done_stays_done(state_dir):
+    async def scenario():
+        go, done = asyncio.Event(), []
+
+        async def call(_, job):
+            await go.wait()
+            done.append(job.body)
+            return 200, CIMultiDict(), b""
+
+        everything = {b"%d" % n for n in range(2 * LANE_WIDTH)}
+        async with queue_of(state_dir, call) as queue:
+            for body in everything:
+                await queue.put("fn.ns", invocation(body))
+            disk = FullDisk(queue)
+            disk.full = True
+            go.set()
+            await until(lambda: len(done) == LANE_WIDTH and disk.refused > LANE_WIDTH)
+            disk.full = False
+            await until(lambda: len(done) == 2 * LANE_WIDTH)
+            await queue.put("fn.ns", invocation(b"after"))
+            await until(lambda: done[-1] == b"after" and not queue._background._tasks)
+        async with queue_of(state_dir, call) as queue:
+            await until(lambda: not queue._lanes)
+        assert sorted(done) == sorted({*everything, b"after"})
+
+    run(scenario())
+
+
+def test_what_is_done_when_it_closes_is_crossed_off(state_dir):
+    async def scenario():
+        done, free = [], threading.Event()
+
+        async def call(_, job):
+            done.append(job.body)
+            queue._disk.submit(free.wait)  # the disk is busy when it is done
+            return 200, CIMultiDict(), b""
+
+        queue = Queue(state_dir / "queue.sqlite", call)
+        await queue.put("fn.ns", invocation())
+        await until(lambda: done and not queue._lanes)
+        closing = asyncio.ensure_future(queue.close())
+        await until(lambda: not queue._background._tasks)
+        free.set()
+        await closing
+        async with queue_of(state_dir, call) as queue:
+            await until(lambda: not queue._lanes)
+        assert done == [b"x"]
 
     run(scenario())
