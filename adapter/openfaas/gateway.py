@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from adapter.errors import AdapterError, ConfigError, NotFound
+from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, Host
 from adapter.ledger.store import Ledger
 from adapter.openfaas import wire
@@ -25,7 +26,7 @@ from adapter.openfaas.proxy import Proxy
 from adapter.openfaas.queue import Queue
 from adapter.openfaas.recorder import Recorder
 from adapter.records import StartRecord
-from adapter.spec import FunctionSpec, parse_spec, read_config
+from adapter.spec import FunctionSpec, parse_spec, read_config, read_handler_shape
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Gateway(Observer):
         """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`."""
         try:
             spec = self._spec(wanted)
-        except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
+        except (NotFound, HandlerError) as exc:  # 404 would tell faas-cli that there is nothing to update
             raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
         self.catalog.namespace(wanted.namespace)
         there = self.catalog.secrets(wanted.namespace)
@@ -90,16 +91,22 @@ class Gateway(Observer):
             raise ConfigError(
                 f"{wanted.key} needs secrets that do not exist: {', '.join(missing)}.",
                 why=f"The namespace {wanted.namespace} has: {', '.join(there) or 'none'}.",
-                hint=f"Create them with: faas-cli secret create {missing[0]}",
+                hint=f"Create them with: {wire.secret_command('create', missing[0], wanted.namespace)}",
                 code="secret-missing",
             )
         entry = self.catalog.put(wanted, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
+        if wanted.unenforced:
+            logger.warning(
+                "limits are not enforced", extra={"fields": {"function": wanted.key, "why": wanted.unenforced}}
+            )
         self._install(entry, spec, first=True)
         return entry
 
     def remove(self, key: str) -> None:
         """Raises `NotFound`."""
         self.catalog.remove(key)
+        logger.info("a function is removed", extra={"fields": {"function": key}})
         self._background.run(self._retire(self.fleets.pop(key)))
 
     async def _retire(self, fleet: Fleet) -> None:
@@ -109,6 +116,7 @@ class Gateway(Observer):
 
     def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
         folder = self._folder_of(wanted.image)
+        read_handler_shape(folder)
         return parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
 
     def _take_up(self, entry: Entry) -> None:
@@ -133,6 +141,7 @@ class Gateway(Observer):
 
     async def _prepare(self, fleet: Fleet, deployment: Deployment, *, initial: int) -> None:
         problem: AdapterError | None = None
+        began = time.monotonic()
         try:
             await self.host.prepare(deployment)
         except AdapterError as error:
@@ -142,6 +151,9 @@ class Gateway(Observer):
         if problem is not None:
             fields = {"function": deployment.key, "why": str(problem)}
             logger.warning("a function cannot be prepared", extra={"fields": fields})
+        else:
+            ready = {"function": deployment.key, "seconds": time.monotonic() - began}
+            logger.info("a function is ready", extra={"fields": ready})
         fleet.prepared(deployment, problem, initial=initial)
 
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
