@@ -17,6 +17,8 @@ HANDLER_FILE = "handler.py"
 CONFIG_FILE = "gpufn.toml"
 EXAMPLES_FOLDER = "examples"
 REQUIREMENTS_FILE = "requirements.txt"
+STACK_FILE = "stack.yaml"
+"""OpenFaaS's: what `faas-cli deploy -f` reads."""
 
 # HTTP headers (the first three are OpenFaaS's).
 CALL_ID_HEADER = "X-Call-Id"
@@ -25,6 +27,8 @@ CALLBACK_HEADER = "X-Callback-Url"
 TIMEOUT_HEADER = "X-Timeout"
 START_PATH_HEADER = "X-Gpufn-Start"
 """Set by a gateway on the answer to a request that waited for a replica: the rung that served it."""
+ERROR_HEADER = "X-Gpufn-Error"
+"""Set by a gateway where an error's body is OpenFaaS's plain text: the error's code."""
 
 # Paths that a replica answers itself, with and without a model behind it.
 LIVENESS_PATHS = frozenset({"/_/health", "/health/liveness"})

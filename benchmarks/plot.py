@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ def write_plots(results: Path) -> None:
     """``<machine>_<date>.svg`` for the bars, and ``…_starts.svg`` where the file holds start records."""
     data = json.loads(results.read_text(encoding="utf-8"))
     results.with_suffix(".svg").write_text(draw(data), encoding="utf-8")
-    starts = [StartRecord.from_json(record) for record in data["starts"].values()]
+    starts = [_labelled(what, StartRecord.from_json(record)) for what, record in data["starts"].items()]
     if starts:
         results.with_name(f"{results.stem}_starts.svg").write_text(picture(starts), encoding="utf-8")
+
+
+def _labelled(what: str, record: StartRecord) -> StartRecord:
+    """``embed plain`` as ``embed, plain start``: what was measured, not the name under which it was deployed."""
+    function, _, how = what.partition(" ")
+    return replace(record, function=f"{function}, {how} start")
 
 
 def draw(data: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from adapter.cli.main import COMMANDS, INTERRUPTED, gpufn
 from adapter.errors import AdapterError
 from adapter.keys import CONFIG_FILE, DOMAIN
 from adapter.openfaas.metrics import Metrics as GatewayMetrics
+from adapter.openfaas.queue import LANE_LIMIT
 from adapter.replica import ReplicaSettings
 from adapter.runtime.metrics import Metrics as ReplicaMetrics
 from adapter.spec import FIELDS, Field
@@ -37,6 +38,17 @@ REPLICA_METRICS = {
     "gpufn_model_exits_total": "model processes that ended unasked, by reason",
 }
 """What a replica's own metrics mean; their names are checked against what it serves."""
+
+
+REFUSALS = (
+    ("gateway", "`scale.queue` requests wait for a replica already", "503 `queue-full`, Retry-After"),
+    ("gateway", "one has waited for `limits.start_timeout`", "504 `prepare-timeout`, `start-timeout`, `queue-timeout`"),
+    ("gateway", "a start failed a moment ago", "503 with that failure's code, Retry-After"),
+    ("gateway", f"{LANE_LIMIT} asynchronous ones of the function wait already", "503 `queue-full`, Retry-After"),
+    ("replica", "`GPUFN_HELD` requests wait for its start already", "503"),
+    ("replica", "`GPUFN_QUEUE` requests wait for one of its threads already", "429"),
+)
+"""Bounds on requests, in the order in which one meets them."""
 
 
 def pages() -> dict[str, str]:
@@ -123,7 +135,7 @@ def exit_codes() -> str:
     by_code: dict[int, list[str]] = {
         0: ["done"],
         2: ["wrong usage: an unknown option or argument"],
-        INTERRUPTED: ["Ctrl-C"],
+        INTERRUPTED: ["Ctrl-C; but `gpufn up` has then done its work, drains and ends with 0"],
     }
     for kind in classes:
         by_code.setdefault(kind.exit_code, []).append(f"`{kind.__name__}`")
@@ -131,7 +143,8 @@ def exit_codes() -> str:
         f"{NOTICE}# Exit codes and errors\n\n"
         "Every error says what happened, why, and what to do, and ends its first line with a code in brackets that\n"
         "stays the same: search for that. On HTTP the same error is\n"
-        '`{"error": {"code", "message", "why", "hint"}}`, and plain text on `/system/…`, which faas-cli prints.\n\n'
+        '`{"error": {"code", "message", "why", "hint"}}`; on `/system/…`, whose answers faas-cli prints, it is plain text\n'
+        "with the code in the header `X-Gpufn-Error`.\n\n"
         "## Exit codes of `gpufn`\n\n"
         + table(("code", "when"), ((code, ", ".join(names)) for code, names in sorted(by_code.items())))
         + "\n`gpufn doctor` ends with 1 when a check fails.\n\n## Errors\n\n"
@@ -139,6 +152,9 @@ def exit_codes() -> str:
             ("error", "exit code", "HTTP status", "code, unless a case has its own"),
             ((f"`{kind.__name__}`", kind.exit_code, kind.http_status, f"`{kind.default_code}`") for kind in classes),
         )
+        + "\n## Too many requests: who refuses what\n\n"
+        "`gpufn up` gives a replica no more than it takes: the replica's own bounds are for other gateways.\n\n"
+        + table(("who", "when", "answer"), REFUSALS)
     )
 
 

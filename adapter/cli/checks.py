@@ -136,7 +136,9 @@ def check_restore() -> Finding:
     try:
         criu = find_criu()
     except SnapshotError as error:
-        return warning("restore", f"{error.why} Functions start without process snapshots.", error.hint)
+        why = error.why[:1].lower() + error.why[1:].rstrip(".")
+        fix = "`make criu` where gpufn was cloned, or CRIU 4.1 or newer of your own (GPUFN_CRIU names one elsewhere)."
+        return warning("restore", f"no CRIU works here: {why}; functions start without process snapshots", fix)
     return ok("restore", f"CRIU {criu.version} works on this kernel ({criu.path})")
 
 
@@ -183,7 +185,7 @@ def check_disk(state: Path) -> Finding:
     said = f"{format_size(free)} free for environments and snapshots"
     if free < _LEAST_DISK_BYTES:
         return failed("disk", said, "Make room, or choose another folder: --state FOLDER.")
-    return warning("disk", said, "gpufn snapshot prune") if free < _ENOUGH_DISK_BYTES else ok("disk", said)
+    return warning("disk", said, "gpufn snapshot prune -A") if free < _ENOUGH_DISK_BYTES else ok("disk", said)
 
 
 def check_snapshots(state: Path) -> Finding:
@@ -194,7 +196,7 @@ def check_snapshots(state: Path) -> Finding:
     damaged = [item for item in found if item.snapshot is None]
     if damaged:
         said = f"{len(damaged)} of {len(found)} damaged and not used: {damaged[0].damage}"
-        return warning("snapshots", said, "gpufn snapshot prune")
+        return warning("snapshots", said, "gpufn snapshot prune -A")
     size = format_size(sum(item.size_bytes for item in found))
     return ok("snapshots", f"{len(found)} ({size}), sizes and owners as published" if found else "none yet")
 

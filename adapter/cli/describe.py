@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from adapter.cli.list import last_start, row
-from adapter.cli.output import Output, note, output_options
-from adapter.cli.state import GatewayClient, gateway_option, namespace_option, state_option
-from adapter.units import format_duration, format_size
+from adapter.cli.list import facts, is_of, last_start, shown
+from adapter.cli.news import snapshot_news
+from adapter.cli.output import Output, format_instant, note, single_output_options
+from adapter.cli.scope import DEFAULT_NAMESPACE, namespace_option, split_name
+from adapter.cli.state import GatewayClient, gateway_option, state_option
 
 _STARTS = 5
 
@@ -20,66 +22,57 @@ _STARTS = 5
 @namespace_option
 @gateway_option
 @state_option
-@output_options
+@single_output_options
 def command(name: str, namespace: str, gateway: str, state: Path | None, output: Output) -> None:
     """Show the function NAME in full: what was deployed, its replicas, its snapshot, its latest starts."""
-    name, _, inside = name.partition(".")
-    namespace = inside or namespace
+    name, namespace = split_name(name, namespace)
     client = GatewayClient(gateway, state)
     function = client.get_json(f"/system/function/{name}", namespace=namespace)
-    facts = {
-        **function,
-        "url": f"{gateway.rstrip('/')}/function/{name}" + (f".{namespace}" if inside else ""),
-        "replica_states": [r for r in client.get_json("/gpufn/v1/replicas") if _is(r, name, namespace)],
-        "snapshot": next(
-            (s for s in client.get_json("/gpufn/v1/snapshots") if s["function"] == f"{name}.{namespace}"), None
-        ),
-        "starts": client.get_json("/gpufn/v1/starts", function=name, namespace=namespace, limit=_STARTS),
+    replicas = [r for r in client.get_json("/gpufn/v1/replicas") if is_of(r, function)]
+    snapshots = client.get_json("/gpufn/v1/snapshots")
+    starts = client.get_json("/gpufn/v1/starts", function=name, namespace=namespace, limit=_STARTS)
+    inside = "" if namespace == DEFAULT_NAMESPACE else f".{namespace}"
+    whole = {
+        **facts(function, replicas, starts),
+        "url": f"{gateway.rstrip('/')}/function/{name}{inside}",
+        "replicas": replicas,
+        "snapshot": next((s for s in snapshots if s["function"] == f"{name}.{namespace}"), None),
+        "starts": starts,
+        "environment": function["envVars"],
+        "secrets": function["secrets"],
+        "labels": function["labels"],
+        "annotations": function["annotations"],
+        "limits": function.get("limits", {}),
+        "requests": function.get("requests", {}),
+        "constraints": function["constraints"],
     }
-    if output.form not in ("table", "wide"):
-        output.value(facts)
+    if not output.for_people:
+        output.value(whole)
         return
-    output.value(_shown(facts))
-    problem = row(function, [], [])["problem"]
-    if problem:
-        note(f"! {problem}")
+    output.value(_shown(whole))
+    if whole["problem"]:
+        note(f"! {whole['problem']}")
 
 
-def _is(replica: dict[str, Any], name: str, namespace: str) -> bool:
-    return bool(replica["function"] == name and replica["namespace"] == namespace)
-
-
-def _shown(facts: dict[str, Any]) -> dict[str, Any]:
+def _shown(whole: Mapping[str, Any]) -> dict[str, Any]:
     """For people: one line a fact."""
-    summary = row(facts, facts["replica_states"], facts["starts"])
+    summary = shown(whole)
     return {
-        "name": facts["name"],
-        "namespace": facts["namespace"],
-        "url": facts["url"],
-        "image": facts["image"],
-        "status": summary["status"],
+        **{key: whole[key] for key in ("name", "namespace", "url", "image", "status")},
         "ready": summary["ready"],
-        "replicas": [f"{r['replica']} {r['state']} {r['in_flight']} in flight" for r in facts["replica_states"]],
-        "snapshot": _snapshot(facts["snapshot"]),
-        "latest_starts": [last_start(record) for record in facts["starts"]],
-        "invocations": summary["invocations"],
-        "created": f"{facts['createdAt']} ({summary['age']} ago)",
-        "environment": sorted(facts["envVars"]),  # names only: values may be secret
-        "secrets": facts["secrets"],
-        "labels": _pairs(facts["labels"]),
-        "annotations": _pairs(facts["annotations"]),
-        "limits": _pairs(facts.get("limits", {})),
-        "constraints": facts["constraints"],
+        "replicas": [f"{r['replica']} {r['state']} {r['in_flight']} in flight" for r in whole["replicas"]],
+        "snapshot": snapshot_news(whole["snapshot"]) if whole["snapshot"] else "",
+        "latest_starts": [last_start(s["total_ns"], s["rung"], s["error"]) for s in whole["starts"]],
+        "invocations": whole["invocations"],
+        "created": f"{format_instant(whole['created_at_ns'])} ({summary['age']} ago)",
+        "environment": sorted(whole["environment"]),  # names only: values may be secret
+        "secrets": whole["secrets"],
+        "labels": _pairs(whole["labels"]),
+        "annotations": _pairs(whole["annotations"]),
+        "limits": _pairs(whole["limits"]),
+        "constraints": whole["constraints"],
     }
 
 
-def _pairs(values: dict[str, str]) -> list[str]:
+def _pairs(values: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in sorted(values.items()) if key != "gpufn.dev/status"]
-
-
-def _snapshot(news: dict[str, Any] | None) -> str:
-    if news is None:
-        return ""
-    if news["state"] == "published":
-        return f"{format_size(news['bytes'])}, taken in {format_duration(news['seconds'])}"
-    return f"{news['state']}: {news['reason']}".rstrip(": ")

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 import click
 
 from adapter.cli.output import note
-from adapter.cli.state import DEFAULT_NAMESPACE, error_of, gateway_option, namespace_option, send
+from adapter.cli.scope import DEFAULT_NAMESPACE, namespace_option, split_name
+from adapter.cli.state import error_of, gateway_option, send
 from adapter.errors import AdapterError, ConfigError
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, START_PATH_HEADER
 from adapter.units import format_duration
@@ -54,6 +55,7 @@ def command(
     import requests
 
     route = "async-function" if later else "function"
+    name, namespace = split_name(name, namespace)
     key = name if namespace == DEFAULT_NAMESPACE else f"{name}.{namespace}"
     sent = _headers(headers, callback)
     body = _body(data, inputs, sent)
@@ -70,9 +72,9 @@ def command(
         note(_timing(response, time.monotonic() - began))
     if response.status_code >= 400:
         raise AdapterError(
-            f"{name} answered {response.status_code}.",
+            f"{key} answered {response.status_code}.",
             why="Its answer is on standard output.",
-            hint=f"See its log: gpufn logs {name}",
+            hint=f"See its log: gpufn logs {key}",
             code=f"http-{response.status_code}",
         )
 

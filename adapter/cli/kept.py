@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapter.cli.scope import EVERYTHING, Scope, split_name
 from adapter.errors import SnapshotError
 from adapter.snapshot.store import Snapshot, Store, discard, read_snapshot
 
@@ -43,15 +44,21 @@ class Kept:
 
     @property
     def state(self) -> str:
-        """``ok``, ``in use`` or ``damaged``."""
-        return "damaged" if self.snapshot is None else "in use" if self.in_use else "ok"
+        """``ok``, ``in-use`` or ``damaged``."""
+        return "damaged" if self.snapshot is None else "in-use" if self.in_use else "ok"
 
-    def is_of(self, function: str | None) -> bool:
-        """Whether it is of `function`, which may name its namespace (``name.namespace``) or not; None is any."""
-        return function is None or function in (self.function, self.function.rpartition(".")[0])
+    @property
+    def scope(self) -> Scope:
+        """Its function alone."""
+        return Scope(*split_name(self.function, ""))
+
+    def is_in(self, scope: Scope) -> bool:
+        return scope.has(*split_name(self.function, ""))
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {name: getattr(self, name) for name in ("function", "tenant", "kind", "key", "state")}
+        name, namespace = split_name(self.function, "")
+        row: dict[str, Any] = {"function": name, "namespace": namespace}
+        row |= {name: getattr(self, name) for name in ("tenant", "kind", "key", "state")}
         snapshot = self.snapshot
         return row | {
             "size_bytes": self.size_bytes,
@@ -62,19 +69,25 @@ class Kept:
         }
 
 
-def kept(store: Store, function: str | None = None) -> list[Kept]:
-    """All snapshots of a function (None: of all), by function and kind, the newest first."""
+def kept(store: Store, scope: Scope = EVERYTHING) -> list[Kept]:
+    """The snapshots of a scope's functions, by function and kind, the newest first."""
     mapped = _mapped_below(store.root)
     found = [_look(path, mapped) for path in store.root.glob("*/*/*-*") if not path.name.startswith(".")]
-    found = [item for item in found if item.is_of(function)]
+    found = [item for item in found if item.is_in(scope)]
     return sorted(found, key=lambda item: (item.function, item.tenant, item.kind, -_created_at_ns(item)))
 
 
-def may_go(items: Iterable[Kept], *, everything: bool = False, unused_since_ns: int | None = None) -> list[Kept]:
+def may_go(
+    items: Iterable[Kept],
+    *,
+    everything: bool = False,
+    removed: Callable[[Kept], bool] | None = None,
+    unused_since_ns: int | None = None,
+) -> list[Kept]:
     """What a prune removes: damaged snapshots, and those that a newer one of the same function and kind replaced.
 
-    With `everything` the newest go too, with `unused_since_ns` those not used since. What a process maps stays,
-    and so do the weights that a process snapshot which stays was made with.
+    With `everything` the newest go too, with `unused_since_ns` those not used since, with `removed` those of
+    functions for which it is true. What a process maps stays, and so do the weights that a process snapshot which stays was made with.
     """
     items = list(items)
     newest: dict[tuple[str, str, str], int] = {}
@@ -85,7 +98,7 @@ def may_go(items: Iterable[Kept], *, everything: bool = False, unused_since_ns: 
     def is_due(item: Kept) -> bool:
         if item.in_use:
             return False
-        if item.snapshot is None or everything:
+        if item.snapshot is None or everything or (removed is not None and removed(item)):
             return True
         if unused_since_ns is not None and item.snapshot.used_at_ns < unused_since_ns:
             return True

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from adapter.cli.output import note
-from adapter.cli.state import GatewayClient, gateway_option, namespace_option, state_option
+from adapter.cli.scope import namespace_option, split_name
+from adapter.cli.state import GatewayClient, gateway_option, state_option
 from adapter.errors import Unavailable
 from adapter.units import parse_duration_s
 
@@ -38,9 +39,14 @@ def command(
     gateway: str,
     state: Path | None,
 ) -> None:
-    """Print what the function NAME has printed: time, replica, line."""
+    """Print what the function NAME has printed: time (UTC), replica, line.
+
+    While a snapshot is taken, a second process loads beside the one that serves: its lines stand under the
+    same replica.
+    """
     import requests
 
+    name, namespace = split_name(name, namespace)
     query = {
         "name": name,
         "namespace": namespace,
@@ -74,5 +80,5 @@ def _since(since: str | None) -> str:
 
 
 def _text(line: dict[str, Any]) -> str:
-    when = datetime.fromisoformat(line["timestamp"]).astimezone()
-    return f"{when:%Y-%m-%d %H:%M:%S} {line['instance']}  {line['text']}"
+    when = datetime.fromisoformat(line["timestamp"]).astimezone(timezone.utc)
+    return f"{when:%Y-%m-%dT%H:%M:%SZ} {line['instance']}  {line['text']}"

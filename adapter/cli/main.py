@@ -47,6 +47,7 @@ COMMANDS = {
     "snapshot": Entry("adapter.cli.snapshot", "Snapshots", "Create, list, inspect and prune snapshots."),
     "usage": Entry("adapter.cli.usage", "Usage", "Report GPU-seconds and what they cost."),
     "doctor": Entry("adapter.cli.doctor", "Help", "Say what works on this machine, and how to mend the rest."),
+    "help": Entry("adapter.cli.help", "Help", "Show what a command is for and takes."),
 }
 
 
@@ -137,7 +138,7 @@ def _is_plain() -> bool:
 
 def _run(arguments: Sequence[str], color: bool | None) -> int:
     try:
-        result = gpufn.main(list(arguments), prog_name="gpufn", standalone_mode=False, color=color)
+        result = gpufn.main(list(arguments) or ["--help"], prog_name="gpufn", standalone_mode=False, color=color)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except AdapterError as exc:

@@ -1,7 +1,7 @@
 """What commands print: answers on standard output in one of six forms, everything else on standard error.
 
-Tables are kubectl's: upper-case headers, two spaces, no boxes, so that `awk` works on them. JSON and YAML
-carry full precision under the wire names. Rich draws the progress line on a terminal where it is installed;
+Tables are kubectl's: upper-case headers, two spaces, no boxes, so that `awk` works on them. JSON, YAML and CSV
+carry numbers in the units that their names end with, never what a table shows. Rich draws the progress line on a terminal where it is installed;
 nothing else here needs it.
 """
 
@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import click
 
 FORMS = ("table", "wide", "json", "yaml", "csv", "name")
+FORMS_OF_ONE = tuple(form for form in FORMS if form != "csv")
+"""Of one thing in full, which is nested: no line of a CSV file."""
 NOTHING = "–"
 """Shown in a table where a row has no value."""
 
@@ -61,8 +63,13 @@ class Output:
     form: str = "table"
     headers: bool = True
 
-    def rows(self, rows: Sequence[Row], columns: Sequence[Column], *, empty: str = "") -> None:
-        """Print a list. `empty` is a hint for people, on standard error, where there is nothing to show."""
+    @property
+    def for_people(self) -> bool:
+        return self.form in ("table", "wide")
+
+    def rows(self, rows: Sequence[Row], columns: Sequence[Column], *, name: str = "", empty: str = "") -> None:
+        """Print a list. `name` is the key that ``-o name`` prints: the first column's, unless said. `empty` is a
+        hint for people, on standard error, where there is nothing to show."""
         if self.form == "json":
             click.echo(json.dumps([dict(row) for row in rows], indent=2, default=str))
         elif self.form == "yaml":
@@ -71,7 +78,7 @@ class Output:
             click.echo(_csv(rows, columns, headers=self.headers), nl=False)
         elif self.form == "name":
             for row in rows:
-                click.echo(str(row.get(columns[0].key, "")))
+                click.echo(str(row.get(name or columns[0].key, "")))
         elif rows:
             shown = [column for column in columns if self.form == "wide" or not column.wide]
             click.echo(format_table(rows, shown, headers=self.headers))
@@ -84,8 +91,6 @@ class Output:
             click.echo(json.dumps(dict(value), indent=2, default=str))
         elif self.form == "yaml":
             click.echo(_yaml(dict(value)), nl=False)
-        elif self.form == "csv":
-            click.echo(_csv([value], [Column(key.upper(), key) for key in value], headers=self.headers), nl=False)
         elif self.form == "name":
             click.echo(str(next(iter(value.values()), "")))
         else:
@@ -96,26 +101,37 @@ class Output:
 
 def output_options(command: _Command) -> _Command:
     """Adds ``-o/--output``, ``--json`` and ``--no-headers``; the command gets one argument `output`."""
+    no_headers = click.option(
+        "--no-headers", is_flag=True, expose_value=False, callback=_keep, help="Leave out the headers."
+    )
+    return _form_options(no_headers(command), FORMS)
 
-    def keep(context: click.Context, param: click.Parameter, value: Any) -> Any:
-        chosen: Output = context.params.get("output") or Output()
-        if param.name == "output_form" and value:
-            chosen = Output(value, chosen.headers)
-        elif param.name == "output_json" and value:
-            chosen = Output("json", chosen.headers)
-        elif param.name == "no_headers" and value:
-            chosen = Output(chosen.form, headers=False)
-        context.params["output"] = chosen
-        return value
 
+def single_output_options(command: _Command) -> _Command:
+    """The same for a command that shows one thing."""
+    return _form_options(command, FORMS_OF_ONE)
+
+
+def _form_options(command: _Command, forms: Sequence[str]) -> _Command:
     for option in (
-        click.option("--no-headers", is_flag=True, expose_value=False, callback=keep, help="Leave out the headers."),
-        click.option("--json", "output_json", is_flag=True, expose_value=False, callback=keep, help="Same as -o json."),
-        click.option("-o", "--output", "output_form", type=click.Choice(FORMS), expose_value=False, callback=keep,
+        click.option("--json", "output_json", is_flag=True, expose_value=False, callback=_keep, help="Same as -o json."),
+        click.option("-o", "--output", "output_form", type=click.Choice(forms), expose_value=False, callback=_keep,
                      help="Form of the answer [default: table]."),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _keep(context: click.Context, param: click.Parameter, value: Any) -> Any:
+    chosen: Output = context.params.get("output") or Output()
+    if param.name == "output_form" and value:
+        chosen = Output(value, chosen.headers)
+    elif param.name == "output_json" and value:
+        chosen = Output("json", chosen.headers)
+    elif param.name == "no_headers" and value:
+        chosen = Output(chosen.form, headers=False)
+    context.params["output"] = chosen
+    return value
 
 
 def format_table(rows: Sequence[Row], columns: Sequence[Column], *, headers: bool = True) -> str:
@@ -134,14 +150,14 @@ def format_table(rows: Sequence[Row], columns: Sequence[Column], *, headers: boo
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[Column], *, headers: bool) -> str:
-    """RFC 4180 with the wire names as headers; nested values as JSON."""
+    """RFC 4180 with the wire names as headers; truth and nested values as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if headers:
         writer.writerow([column.key for column in columns])
     for row in rows:
         values = (row.get(column.key) for column in columns)
-        writer.writerow([json.dumps(v) if isinstance(v, list | tuple | dict) else v for v in values])
+        writer.writerow([json.dumps(v) if isinstance(v, bool | list | tuple | dict) else v for v in values])
     return text.getvalue()
 
 

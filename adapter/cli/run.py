@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from adapter.cli.news import skipped_news, snapshot_news
 from adapter.cli.output import Column, format_table, note, progress, warn
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import AdapterError, ConfigError, HandlerError
 from adapter.hosts import Deployment, Replica
+from adapter.keys import HANDLER_FILE
 from adapter.records import Event, EventName, StartRecord
 from adapter.units import format_duration
 
@@ -68,9 +71,13 @@ def command(
 
 
 def deployment_of(folder: Path, variables: tuple[str, ...], namespace: str = "openfaas-fn") -> Deployment:
-    """The function in `folder` as its own `gpufn.toml` says, with ``NAME=VALUE`` variables. Raises `ConfigError`."""
+    """The function in `folder` as its own `gpufn.toml` says, with ``NAME=VALUE`` variables.
+
+    Raises `ConfigError`, and `HandlerError` where functions are in folders of `folder`.
+    """
     from adapter.spec import parse_spec, read_config
 
+    _require_handler(folder)
     pairs = [text.partition("=") for text in variables]
     for name, equals, _ in pairs:
         if not equals:
@@ -85,18 +92,32 @@ def deployment_of(folder: Path, variables: tuple[str, ...], namespace: str = "op
     return Deployment(folder.name, namespace, "run", folder.name, spec, env)
 
 
-def open_host(
+def _require_handler(folder: Path) -> None:
+    """Raises `HandlerError` for a folder of functions; one with nothing in it is the host's to refuse."""
+    inside = [] if (folder / HANDLER_FILE).is_file() else sorted(folder.glob(f"*/{HANDLER_FILE}"))
+    if inside:
+        raise HandlerError(
+            f"{folder} is no function folder.",
+            why=f"It has no {HANDLER_FILE}. Folders in it that have one: {', '.join(p.parent.name for p in inside)}.",
+            hint=f"Name one, such as: {os.path.relpath(inside[0].parent)}",
+            code="handler-missing",
+        )
+
+
+@asynccontextmanager
+async def open_host(
     folder: Path, state: Path, envs: Path | None, python: Path | None, *, port: int = 0, echo: TextIO | None = None
-) -> ProcessHost:
+) -> AsyncIterator[ProcessHost]:
     """A host for the function in `folder` alone, beside a `gpufn up`: environments and snapshots are shared.
 
-    `echo` gets what the function prints.
+    `echo` gets what the function prints. Nothing else of the host is left when it is closed.
     """
     from adapter.hosts.folders import FunctionFolders
     from adapter.hosts.process import ProcessHost
 
-    return ProcessHost(
-        state / "run" / hashlib.blake2b(os.fsencode(folder), digest_size=4).hexdigest(),
+    home = state / "run" / hashlib.blake2b(os.fsencode(folder), digest_size=4).hexdigest()
+    host = ProcessHost(
+        home,
         FunctionFolders([folder]),
         envs or state / "envs",
         snapshots=state / "snapshots",
@@ -104,6 +125,13 @@ def open_host(
         port=port,
         echo=echo,
     )
+    try:
+        yield host
+    finally:
+        await host.close()
+        shutil.rmtree(home, ignore_errors=True)
+        with suppress(OSError):  # others run beside us
+            home.parent.rmdir()
 
 
 class _Run:
@@ -120,11 +148,8 @@ class _Run:
     async def run(self, state: Path, envs: Path | None, python: Path | None) -> int:
         """Exit code: 128 + signal after Ctrl-C or SIGTERM. Raises the error that ended the function."""
         self._watch_signals()
-        host = open_host(self._folder, state, envs, python, port=self._port, echo=sys.stderr)
-        try:
+        async with open_host(self._folder, state, envs, python, port=self._port, echo=sys.stderr) as host:
             await self._run_on(host)
-        finally:
-            await host.close()
         if self._error is not None:
             raise self._error
         if self._signal is None:
@@ -178,8 +203,8 @@ class _Run:
             self._over.set()
         elif event.name is EventName.MODEL_EXITED:
             warn(f"The function's process ended: {fields.get('reason', '')}")
-        elif event.name is EventName.SNAPSHOT and fields.get("state") in ("published", "failed"):
-            note(f"  snapshot {fields['state']} {fields.get('reason', '')}".rstrip())
+        elif event.name is EventName.SNAPSHOT and fields.get("state") != "building":
+            note(f"  {snapshot_news(fields)}")
         elif event.name is EventName.STOPPED:
             self._over.set()
 
@@ -200,5 +225,5 @@ def start_table(record: StartRecord) -> str:
         Column("FROM", "from", right=True),
         Column("TOOK", "took", right=True),
     ]
-    skipped = [f"  no {item.rung.value}: {item.reason}" for item in record.skipped]
+    skipped = [f"  no {item.rung.value}: {item.reason}" for item in skipped_news(record)]
     return "\n".join([format_table(rows, columns), *skipped])

@@ -13,14 +13,25 @@ from typing import Any
 import click
 
 from adapter.cli.kept import Kept, kept, may_go, remove
-from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options, progress, show
+from adapter.cli.output import (
+    NOTHING,
+    Column,
+    Output,
+    format_instant,
+    note,
+    output_options,
+    progress,
+    show,
+    single_output_options,
+)
 from adapter.cli.run import deployment_of, function_options, open_host
-from adapter.cli.state import namespace_option, state_folder, state_option
+from adapter.cli.scope import Scope, namespace_option, scope_options, split_name
+from adapter.cli.state import state_folder, state_option
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt
 from adapter.snapshot.store import Store, verify
 from adapter.units import format_duration, format_size, parse_duration_s
 
-_EMPTY = "No snapshots yet. They are taken after a function's first start, or by: gpufn snapshot create FOLDER"
+_EMPTY = "They are taken after a function's first start, or by: gpufn snapshot create FOLDER"
 
 
 @click.group()
@@ -32,28 +43,35 @@ def command() -> None:
 
 
 @command.command("list")
-@click.argument("function", required=False)
+@scope_options
 @state_option
 @output_options
-def list_command(function: str | None, state: Path | None, output: Output) -> None:
-    """List snapshots, of all functions or of one: NAME or NAME.NAMESPACE."""
-    output.rows([item.to_json() for item in kept(_store(state), function)], _columns(), empty=_EMPTY)
+def list_command(scope: Scope, state: Path | None, output: Output) -> None:
+    """List snapshots, of all functions or of the one that is named."""
+    items = kept(_store(state), scope)
+    if not items:
+        scope.require_known(state_folder(state))
+    empty = f"No snapshots{f' of {scope}' if scope.name else ''}. {_EMPTY}"
+    output.rows([item.to_json() for item in items], _columns(scope), name="key", empty=empty)
 
 
 @command.command("inspect")
 @click.argument("which", metavar="FUNCTION|KEY")
 @click.option("--verify", "verifies", is_flag=True, help="Read all of it and compare checksums.")
+@namespace_option
 @state_option
-@output_options
-def inspect_command(which: str, verifies: bool, state: Path | None, output: Output) -> None:
+@single_output_options
+def inspect_command(which: str, verifies: bool, namespace: str, state: Path | None, output: Output) -> None:
     """Show one snapshot: of a function the newest, or that whose key begins so.
 
     IDENTITY is what has to be equal for a replica to start from it.
     """
-    item = _choose(kept(_store(state)), which)
+    item = _choose(kept(_store(state)), which, namespace)
     if item.snapshot is None:
         raise SnapshotCorrupt(
-            f"The snapshot {item.path.name} is damaged.", why=item.damage, hint="Remove it with: gpufn snapshot prune"
+            f"The snapshot {item.path.name} is damaged.",
+            why=item.damage,
+            hint=f"Remove it with: gpufn snapshot prune {item.function}",
         )
     if verifies:
         verify(item.snapshot, always=True)
@@ -63,24 +81,26 @@ def inspect_command(which: str, verifies: bool, state: Path | None, output: Outp
         "facts": item.snapshot.facts,
         "files": item.snapshot.files,
     }
-    if output.form in ("table", "wide"):
+    if output.for_people:
         _show(facts, files=output.form == "wide")
     else:
         output.value(facts)
 
 
 @command.command("prune")
-@click.argument("function", required=False)
+@scope_options
 @click.option("--unused-for", metavar="DURATION", help="Also those that nothing started from for so long: 12h, 30m.")
 @click.option("--all", "everything", is_flag=True, help="Also the newest of each function.")
+@click.option("--removed", is_flag=True, help="Also all of functions that are not deployed (any more, or yet).")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @state_option
 @output_options
 def prune_command(
-    function: str | None,
+    scope: Scope,
     unused_for: str | None,
     everything: bool,
+    removed: bool,
     dry_run: bool,
     yes: bool,
     state: Path | None,
@@ -88,11 +108,19 @@ def prune_command(
 ) -> None:
     """Remove snapshots that are damaged, or that a newer one of the same function has replaced.
 
-    What a running or parked replica was restored from stays.
+    Of one namespace's functions, of all with -A, or of the one that is named. What a running or parked replica
+    was restored from stays.
     """
-    store = _store(state)
-    due = may_go(kept(store, function), everything=everything, unused_since_ns=_instant_before(unused_for))
-    output.rows([item.to_json() for item in due], _columns(), empty="Nothing to prune.")
+    items = kept(_store(state), scope)
+    if not items:
+        scope.require_known(state_folder(state))
+    due = may_go(
+        items,
+        everything=everything,
+        removed=(lambda item: not item.scope.is_known(state_folder(state))) if removed else None,
+        unused_since_ns=_instant_before(unused_for),
+    )
+    output.rows([item.to_json() for item in due], _columns(scope), name="key", empty="Nothing to prune.")
     if not due or dry_run:
         return
     if not yes:
@@ -105,7 +133,7 @@ def prune_command(
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
 @function_options
 @namespace_option
-@output_options
+@single_output_options
 def create_command(
     folder: Path,
     variables: tuple[str, ...],
@@ -123,11 +151,11 @@ def create_command(
     folder = folder.resolve()
     os.umask(0o077)
     result = asyncio.run(_create(folder, variables, namespace, state_folder(state), envs, python))
-    if output.form not in ("table", "wide"):
+    if not output.for_people:
         output.value(result)
         return
     size, seconds = format_size(result["bytes"]), format_duration(result["seconds"])
-    click.echo(f"✓ {result['function']} has a snapshot: {result['key']}, {size}, taken in {seconds}")
+    click.echo(f"✓ {folder.name}.{namespace} has a snapshot: {result['key']}, {size}, taken in {seconds}")
     note(f"  next: gpufn snapshot inspect {result['key']}")
 
 
@@ -135,28 +163,31 @@ async def _create(
     folder: Path, variables: tuple[str, ...], namespace: str, state: Path, envs: Path | None, python: Path | None
 ) -> dict[str, Any]:
     deployment = deployment_of(folder, variables, namespace)
-    host = open_host(folder, state, envs, python, echo=sys.stderr)
-    try:
+    async with open_host(folder, state, envs, python, echo=sys.stderr) as host:
         with progress("Environment"):
             await host.prepare(deployment)
         with progress("Snapshot"):
-            return {"function": deployment.key, **await host.take_snapshot(deployment)}
-    finally:
-        await host.close()
+            names = {"function": deployment.name, "namespace": deployment.namespace}
+            return {**names, **await host.take_snapshot(deployment)}
 
 
 def _store(state: Path | None) -> Store:
     return Store(state_folder(state) / "snapshots")
 
 
-def _choose(items: Sequence[Kept], which: str) -> Kept:
+def _choose(items: Sequence[Kept], which: str, namespace: str) -> Kept:
     """The newest of a function, else the one whose key begins with `which`. Raises `NotFound`, `Conflict`."""
-    named = [item for item in items if item.is_of(which)]
+    scope = Scope(*split_name(which, namespace))
+    named = [item for item in items if item.is_in(scope)]
     if named:
         return max(named, key=lambda item: item.snapshot.created_at_ns if item.snapshot else 0)
     keyed = [item for item in items if item.key.startswith(which)]
     if not keyed:
-        raise NotFound(f"No snapshot of {which!r}.", hint="See them all: gpufn snapshot list", code="no-snapshot")
+        raise NotFound(
+            f"No snapshot of {scope}, and no key begins so.",
+            hint="See them all: gpufn snapshot list -A",
+            code="no-snapshot",
+        )
     if len(keyed) > 1:
         raise Conflict(
             f"{which!r} begins more than one key.",
@@ -169,7 +200,7 @@ def _choose(items: Sequence[Kept], which: str) -> Kept:
 
 def _show(facts: Mapping[str, Any], *, files: bool) -> None:
     shown = {
-        **{name: facts[name] for name in ("function", "tenant", "kind", "key", "state", "path")},
+        **{name: facts[name] for name in ("function", "namespace", "tenant", "kind", "key", "state", "path")},
         "size": format_size(facts["size_bytes"]),
         "created": format_instant(facts["created_at_ns"]),
         "used": format_instant(facts["used_at_ns"]),
@@ -207,7 +238,7 @@ def _count(due: Sequence[Kept]) -> str:
     return f"{len(due)} snapshot{'' if len(due) == 1 else 's'} ({size})"
 
 
-def _columns() -> list[Column]:
+def _columns(scope: Scope) -> list[Column]:
     now_ns = time.time_ns()
 
     def age(at_ns: int | None) -> str:
@@ -215,6 +246,7 @@ def _columns() -> list[Column]:
 
     return [
         Column("FUNCTION", "function"),
+        Column("NAMESPACE", "namespace", wide=scope.namespace is not None),
         Column("KIND", "kind"),
         Column("KEY", "key"),
         Column("SIZE", "size_bytes", format_size, right=True),

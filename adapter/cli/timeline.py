@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from xml.sax.saxutils import escape
 
+from adapter.cli.news import skipped_news
 from adapter.cli.output import format_instant
 from adapter.records import Phase, PhaseName, StartRecord
 from adapter.units import format_duration
@@ -48,7 +49,7 @@ def _bars_of(record: StartRecord) -> Iterator[str]:
         yield f"  {record.error}"
     for phase in sorted(record.phases, key=lambda p: (p.start_ns, p.end_ns)):
         yield f"  {phase.name.value:<14}  |{_bar(phase, record.total_ns)}|  {format_duration(phase.seconds):>7}"
-    for skipped in record.skipped:
+    for skipped in skipped_news(record):
         yield f"  not {skipped.rung.value}: {skipped.reason or skipped.code}"
 
 
@@ -65,6 +66,7 @@ _WIDTH, _LEFT, _RIGHT, _EDGE = 960, 232, 84, 16
 _BAR, _STEP, _GAP = 20, 23, 12
 _SCALE = _WIDTH - _LEFT - _RIGHT
 _LETTER = 7.0
+_MEASURE = "one start each, from asking for the replica until its first answer has ended"
 
 
 def picture(records: Sequence[StartRecord]) -> str:
@@ -86,7 +88,10 @@ def picture(records: Sequence[StartRecord]) -> str:
         'role="img" aria-label="Cold starts, phase by phase">'
     )
     ground = f'<rect class="ground" width="{_WIDTH}" height="{height}"/>'
-    title = f'<text class="title" x="{_EDGE}" y="27">Cold starts, phase by phase</text>'
+    title = (
+        f'<text class="title" x="{_EDGE}" y="27">Cold starts, phase by phase'
+        f'<tspan class="measure" dx="12">{_MEASURE}</tspan></text>'
+    )
     return "\n".join([head, _style(), ground, title, *chain(legend, axis, parts), "</svg>\n"])
 
 
@@ -97,11 +102,12 @@ def _style() -> str:
     return (
         "<style>\n"
         "text { font: 12px ui-sans-serif, system-ui, 'DejaVu Sans', sans-serif; fill: #1f2328; }\n"
-        ".title { font-size: 15px; font-weight: 600; } .quiet { fill: #59636e; } .on { fill: #ffffff; font-size: 11px; }\n"
+        ".title { font-size: 15px; font-weight: 600; } .measure { font-size: 12px; font-weight: 400; }\n"
+        ".quiet, .measure { fill: #59636e; } .on { fill: #ffffff; font-size: 11px; }\n"
         ".ground { fill: #ffffff; } .line { stroke: #d1d9e0; } .failed { fill: #c21f30; }\n"
         f"{colours(0)}\n"
         "@media (prefers-color-scheme: dark) {\n"
-        "text { fill: #e6edf3; } .quiet { fill: #9198a1; } .on { fill: #0d1117; }\n"
+        "text { fill: #e6edf3; } .quiet, .measure { fill: #9198a1; } .on { fill: #0d1117; }\n"
         ".ground { fill: #0d1117; } .line { stroke: #30363d; } .failed { fill: #ff7b72; }\n"
         f"{colours(1)}\n"
         "}\n</style>"

@@ -9,23 +9,13 @@ from typing import Any
 
 import click
 
-from adapter.cli.output import Column, Output, note, output_options
+from adapter.cli.output import NOTHING, Column, Output, note, output_options
+from adapter.cli.scope import Scope, scope_options
 from adapter.cli.state import GatewayClient, gateway_option, state_option
-
-_COLUMNS = [
-    Column("REPLICA", "replica"),
-    Column("FUNCTION", "function"),
-    Column("NAMESPACE", "namespace", wide=True),
-    Column("REVISION", "revision", wide=True),
-    Column("STATE", "state"),
-    Column("IN-FLIGHT", "in_flight", right=True),
-    Column("PATH", "rung"),
-    Column("SNAPSHOT", "building_snapshot", lambda builds: "building" if builds else "–", wide=True),
-]
 
 
 @click.command()
-@click.argument("function", required=False)
+@scope_options
 @click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--every", "every_s", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), metavar="SECONDS",
@@ -34,28 +24,45 @@ _COLUMNS = [
 @gateway_option
 @state_option
 @output_options
-def command(
-    function: str | None, watch: bool, every_s: float, gateway: str, state: Path | None, output: Output
-) -> None:
+def command(scope: Scope, watch: bool, every_s: float, gateway: str, state: Path | None, output: Output) -> None:
     """Show replicas as they are now.
 
-    PATH is the rung of the start ladder by which a replica came up; it has none while it starts.
+    RUNG is that of the start ladder by which a replica came up; it has none while it starts.
     """
     client = GatewayClient(gateway, state)
-    redraw = watch and sys.stdout.isatty() and output.form in ("table", "wide")
+    redraw = watch and sys.stdout.isatty() and output.for_people
     while True:
-        rows = _replicas(client, function)
+        rows = _replicas(client, scope)
         if redraw:
             click.clear()
             note(f"{time.strftime('%H:%M:%S')}  {len(rows)} replicas at {gateway}; Ctrl-C ends this")
-        output.rows(rows, _COLUMNS, empty="No replicas: everything is at zero." if not redraw else "")
+        output.rows(rows, _columns(scope), empty="" if redraw else _empty(scope))
         if not watch:
             return
         time.sleep(every_s)
 
 
-def _replicas(client: GatewayClient, function: str | None) -> list[dict[str, Any]]:
-    """In order of functions; a name with a namespace, ``embed.openfaas-fn``, means that one only."""
+def _replicas(client: GatewayClient, scope: Scope) -> list[dict[str, Any]]:
+    """In order of functions. Raises `NotFound` for a function that is not deployed."""
     rows: list[dict[str, Any]] = client.get_json("/gpufn/v1/replicas")
-    chosen = [r for r in rows if function is None or function in (r["function"], f"{r['function']}.{r['namespace']}")]
+    chosen = [row for row in rows if scope.has(row["function"], row["namespace"])]
+    if not chosen and scope.name and scope.namespace:
+        client.get_json(f"/system/function/{scope.name}", namespace=scope.namespace)
     return sorted(chosen, key=lambda r: (r["function"], r["namespace"], r["replica"]))
+
+
+def _empty(scope: Scope) -> str:
+    return f"No replicas of {scope}: it is at zero." if scope.name else "No replicas: everything is at zero."
+
+
+def _columns(scope: Scope) -> list[Column]:
+    return [
+        Column("REPLICA", "replica"),
+        Column("FUNCTION", "function"),
+        Column("NAMESPACE", "namespace", wide=scope.namespace is not None),
+        Column("REVISION", "revision", wide=True),
+        Column("STATE", "state"),
+        Column("IN-FLIGHT", "in_flight", right=True),
+        Column("RUNG", "rung"),
+        Column("SNAPSHOT", "building_snapshot", lambda builds: "building" if builds else NOTHING, wide=True),
+    ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
 
+from adapter.cli.news import narrate
 from adapter.cli.output import note
 from adapter.cli.state import state_folder, state_option
+from adapter.keys import STACK_FILE
 
 
 @click.command()
@@ -31,9 +34,12 @@ def command(
     """Serve functions on this machine behind the OpenFaaS API.
 
     Functions are deployed to it with faas-cli; replicas are processes here, go to zero when idle and
-    wake from a snapshot. Ctrl-C drains and stops.
+    wake from a snapshot. A first deploy installs the packages of a function, minutes where torch is one; calls
+    wait for it. Limits of memory and CPU are shown and not enforced. What happens is said on standard error;
+    gpufn -v up writes the log instead. Ctrl-C drains and stops.
     """
     import asyncio
+    import logging
 
     from adapter.errors import ConfigError
     from adapter.openfaas.server import ServerSettings, serve
@@ -51,15 +57,27 @@ def command(
     def ready(url: str) -> None:
         from adapter.hosts.folders import FunctionFolders
 
-        names = sorted(FunctionFolders(folders).all())
+        found = sorted(FunctionFolders(folders).all().items())
+        names = [name for name, _ in found]
         click.echo(f"✓ {url} serves the OpenFaaS API (state in {where})")
         note(f"  functions here: {', '.join(names) or 'none; make one with gpufn init NAME'}")
         if not no_auth:
             note(f"  log in:  faas-cli login -g {url} --password-stdin < {where / 'basic-auth-password'}")
-        if names:
-            note(f"  deploy:  faas-cli deploy -g {url} --image {names[0]} --name {names[0]}")
+        if found:
+            note(f"  deploy:  faas-cli deploy -g {url} {deploy_words(*found[0])}")
 
+    if not logging.root.isEnabledFor(logging.INFO):  # by -v
+        narrate()
     os.umask(0o077)
     settings = ServerSettings(where, folders, host, port, envs, auth=not no_auth)
     asyncio.run(serve(settings, ready))
     note("✓ stopped")
+
+
+def deploy_words(name: str, folder: Path) -> str:
+    """What deploys that folder, wherever faas-cli runs: without -f it takes a stack.yaml that lies there."""
+    stack = folder / STACK_FILE
+    if not stack.is_file():
+        return f"--image {name} --name {name}"
+    here = Path.cwd()
+    return f"-f {shlex.quote(str(stack.relative_to(here) if stack.is_relative_to(here) else stack))}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ import yaml
 from adapter.cli.ledger import open_ledger
 from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options, warn
 from adapter.cli.period import period
-from adapter.cli.state import state_option
+from adapter.cli.scope import Scope, scope_options
+from adapter.cli.state import state_folder, state_option
 from adapter.errors import ConfigError
 from adapter.policy.pricing import PricePlan
 from adapter.policy.report import GROUPS, ReportRow, report, unit_of
@@ -56,7 +58,7 @@ def _read_groups(_context: click.Context, _param: click.Parameter, value: str) -
 @command.command("report")
 @_period_options
 @click.option(
-    "--by", default="function", show_default=True, metavar="NAMES", callback=_read_groups,
+    "--by", default="function,namespace", show_default=True, metavar="NAMES", callback=_read_groups,
     help=f"One or more of {', '.join(GROUPS)}.",
 )  # fmt: skip
 @click.option(
@@ -76,7 +78,7 @@ def report_command(
     """Add up what was held, by function or otherwise. Times are UTC.
 
     ALLOCATED is all time but parked, in which a replica gives its GPU back; RUNNING is the part of it with a
-    request in flight. A price plan names the price classes of functions (gpufn.dev/price-class):
+    request in flight, RESTORING that until a replica could take one, whatever the way: plain loads too. A price plan names the price classes of functions (gpufn.dev/price-class):
 
     \b
       currency: EUR
@@ -101,20 +103,54 @@ def report_command(
 
 
 @command.command("leases")
-@click.argument("function", required=False)
+@scope_options
+@click.option("--raw", is_flag=True, help="As they are in the ledger: a new one at each heartbeat.")
 @_period_options
 @state_option
 @output_options
 def leases_command(
-    function: str | None, words: str | None, start: str | None, end: str | None, state: Path | None, output: Output
+    scope: Scope,
+    raw: bool,
+    words: str | None,
+    start: str | None,
+    end: str | None,
+    state: Path | None,
+    output: Output,
 ) -> None:
-    """List the intervals behind a report: every one that overlaps its time."""
+    """List the intervals behind a report: every one that overlaps its time.
+
+    One line says how long a replica was in one phase, and has the id of the first of its intervals in the ledger.
+    """
     chosen = period(words, start, end, time.time_ns())
     with open_ledger(state) as ledger:
-        intervals = ledger.intervals(chosen.start_ns, chosen.end_ns, function) if ledger else []
-    output.rows([_lease_row(interval) for interval in intervals], _LEASE_COLUMNS, empty=_EMPTY)
+        found = ledger.intervals(chosen.start_ns, chosen.end_ns, scope.name) if ledger else []
+    intervals = [interval for interval in found if scope.has(interval.function, interval.namespace)]
+    if not intervals:
+        scope.require_known(state_folder(state))
+    rows = [_lease_row(interval) for interval in (intervals if raw else merged(intervals))]
+    output.rows(rows, _lease_columns(scope), empty=_EMPTY)
     if intervals:
         note(str(chosen))
+
+
+def merged(intervals: Iterable[LeaseInterval]) -> list[LeaseInterval]:
+    """Those that follow each other and differ in nothing else as one, under the first's id; in order."""
+    whole: list[LeaseInterval] = []
+    last_of: dict[str, int] = {}  # replica -> where its latest is
+    for interval in intervals:
+        at = last_of.get(interval.replica)
+        if at is not None and _goes_on(whole[at], interval):
+            whole[at] = replace(whole[at], ended_at_ns=interval.ended_at_ns)
+        else:
+            last_of[interval.replica] = len(whole)
+            whole.append(interval)
+    return whole
+
+
+def _goes_on(first: LeaseInterval, second: LeaseInterval) -> bool:
+    """Whether `second` says that what `first` says lasted longer."""
+    begun = replace(second, id=first.id, started_at_ns=first.started_at_ns, ended_at_ns=first.ended_at_ns)
+    return first.ended_at_ns == second.started_at_ns and first == begun
 
 
 def read_plan(path: Path | None) -> PricePlan:
@@ -140,8 +176,8 @@ def _row(row: ReportRow, by: Sequence[str], plan: PricePlan) -> dict[str, Any]:
         "busy_ratio": round(row.busy_ratio, 6),
         "starts": None if "phase" in by else row.starts,
         "failed_starts": None if "phase" in by else row.failed_starts,
-        "cost": format(row.cost.normalize(), "f"),
-        "currency": plan.currency,
+        "cost": format(row.cost.normalize(), "f") if plan.classes else None,
+        "currency": plan.currency or None,
     }
 
 
@@ -179,18 +215,19 @@ def _money(text: str) -> str:
     return f"{Decimal(text):,.4f}"
 
 
-_LEASE_COLUMNS = [
-    Column("ID", "id"),
-    Column("FUNCTION", "function"),
-    Column("NAMESPACE", "namespace", wide=True),
-    Column("REVISION", "revision", wide=True),
-    Column("TENANT", "tenant", wide=True),
-    Column("CLASS", "price_class", wide=True),
-    Column("PHASE", "phase"),
-    Column("DEVICE", "device"),
-    Column("GPU", "gpu_model", wide=True),
-    Column("SHARE", "share", lambda share: f"{share:g}", right=True),
-    Column("STARTED", "started_at_ns", format_instant),
-    Column("ENDED", "ended_at_ns", format_instant),
-    Column("SECONDS", "held_ns", lambda ns: f"{ns / 1e9:,.3f}", right=True),
-]
+def _lease_columns(scope: Scope) -> list[Column]:
+    return [
+        Column("ID", "id"),
+        Column("FUNCTION", "function"),
+        Column("NAMESPACE", "namespace", wide=scope.namespace is not None),
+        Column("REVISION", "revision", wide=True),
+        Column("TENANT", "tenant", wide=True),
+        Column("CLASS", "price_class", wide=True),
+        Column("PHASE", "phase"),
+        Column("DEVICE", "device"),
+        Column("GPU", "gpu_model", wide=True),
+        Column("SHARE", "share", lambda share: f"{share:g}", right=True),
+        Column("STARTED", "started_at_ns", format_instant),
+        Column("ENDED", "ended_at_ns", format_instant),
+        Column("SECONDS", "held_ns", lambda ns: f"{ns / 1e9:,.3f}", right=True),
+    ]

@@ -37,11 +37,12 @@ class FunctionFolders:
         name = image.split("@", 1)[0].rsplit("/", 1)[-1].split(":", 1)[0]
         known = self.all()
         if not _NAME.fullmatch(name) or name not in known:
+            new = name if _NAME.fullmatch(name) else "NAME"
             raise NotFound(
                 f"No function folder for the image {image!r}.",
                 why="`gpufn up` runs folders: an image's last part, without its tag, names one. "
                 f"Known: {', '.join(sorted(known)) or 'none'} (below {', '.join(map(str, self.roots))}).",
-                hint="Create one with: gpufn init NAME, or start: gpufn up --functions FOLDER",
+                hint=f"Create it with: gpufn init {new}, or start: gpufn up --functions FOLDER",
                 code="image-unknown",
             )
         return known[name]

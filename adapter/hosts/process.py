@@ -167,7 +167,7 @@ class ProcessHost:
                 raise NotFound(
                     f"{deployment.key} needs the secret {name!r}, which does not exist.",
                     why=f"The namespace {deployment.namespace} has no secret of that name.",
-                    hint=f"faas-cli secret create {name} --from-file FILE",
+                    hint=f"faas-cli secret create {name} --namespace {deployment.namespace} --from-file FILE",
                     code="secret-missing",
                 ) from exc
             (target / name).touch(mode=0o600)

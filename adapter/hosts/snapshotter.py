@@ -96,6 +96,6 @@ _HINT = "What the function printed stands above."
 _HINTS = {
     "snapshot-busy": "Wait for it: gpufn snapshot list",
     "criu-missing": "See what was tried with: gpufn doctor",
-    "snapshot-corrupt": "Remove what is damaged with: gpufn snapshot prune",
+    "snapshot-corrupt": "Remove what is damaged with: gpufn snapshot prune -A",
     "os-error": "Make room, or see: gpufn doctor",
 }

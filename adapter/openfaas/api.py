@@ -15,7 +15,8 @@ from aiohttp.typedefs import Handler
 
 from adapter import __version__
 from adapter.errors import AdapterError, ConfigError
-from adapter.keys import CALL_ID_HEADER
+from adapter.hosts import ReplicaState
+from adapter.keys import CALL_ID_HEADER, ERROR_HEADER
 from adapter.openfaas import wire
 from adapter.openfaas.auth import authentication
 from adapter.openfaas.catalog import Entry
@@ -81,7 +82,7 @@ def _error_answer(request: web.Request, error: AdapterError) -> web.Response:
     if not request.path.startswith("/system/"):
         return error_response(error, call_id_of(request))
     text = "\n".join(part for part in (error.message, error.why, error.hint) if part)
-    return web.Response(status=error_status(error), text=text)
+    return web.Response(status=error_status(error), text=text, headers={ERROR_HEADER: error.code})
 
 
 class Api:
@@ -132,7 +133,7 @@ class Api:
             available=fleet.available,
             invocations=self._gateway.metrics.answered(key),
             created_at=entry.created_at,
-            note=fleet.status,
+            note=fleet.status or (f"note: {entry.deployment.unenforced}" if entry.deployment.unenforced else ""),
         )
 
     # Secrets and namespaces ---------------------------------------------------------------------
@@ -232,7 +233,7 @@ class Api:
                 "namespace": fleet.deployment.namespace,
                 "replica": member.replica.id,
                 "revision": member.replica.deployment.revision,
-                "state": member.state.value,
+                "state": (ReplicaState.STOPPING if member.outdated else member.state).value,
                 "in_flight": member.in_flight,
                 "rung": member.rung,
                 "devices": list(member.grant.uuids) if member.grant else [],

@@ -18,7 +18,7 @@ from typing import Any
 
 from adapter.errors import Conflict, NotFound, StorageError
 from adapter.files import sync, write_whole
-from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment, unknown_function
+from adapter.openfaas.wire import DEFAULT_NAMESPACE, FunctionDeployment, secret_command, unknown_function
 
 logger = logging.getLogger(__name__)
 
@@ -132,21 +132,22 @@ class Catalog:
         """Raises `Conflict`, `NotFound`."""
         exists = name in self.secrets(namespace)
         if new and exists:
-            hint = f"Change it with: faas-cli secret update {name}"
+            hint = f"Change it with: {secret_command('update', name, namespace)}"
             raise Conflict(f"The secret {name} exists already.", hint=hint, code="secret-exists")
         if not new and not exists:
-            raise _unknown_secret(name)
+            raise _unknown_secret(namespace, name)
         _write(self._secrets / namespace / name, value)
 
     def remove_secret(self, namespace: str, name: str) -> None:
         """Raises `NotFound`."""
         if name not in self.secrets(namespace):
-            raise _unknown_secret(name)
+            raise _unknown_secret(namespace, name)
         _remove(self._secrets / namespace / name)
 
 
-def _unknown_secret(name: str) -> NotFound:
-    return NotFound(f"No secret {name}.", hint=f"Create it with: faas-cli secret create {name}", code="secret-unknown")
+def _unknown_secret(namespace: str, name: str) -> NotFound:
+    hint = f"Create it with: {secret_command('create', name, namespace)}"
+    return NotFound(f"No secret {name} in the namespace {namespace}.", hint=hint, code="secret-unknown")
 
 
 def _write(path: Path, data: bytes) -> None:

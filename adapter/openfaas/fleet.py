@@ -97,13 +97,15 @@ class Fleet:
         return sum(m.takes_work and m.state is not ReplicaState.STARTING for m in self.members.values())
 
     @property
-    def status(self) -> str:
-        """For who operates the function: how far its rollout is, or why its replicas do not come up."""
-        return self.rollout.status or (f"failing: {_text(self._failure)}" if self._failure is not None else "")
-
-    @property
     def desired(self) -> int:
         return self._capable() + self._pending
+
+    @property
+    def status(self) -> str:
+        """For people: ``preparing: …``, ``failed: …`` where nothing runs because of that, or empty."""
+        if self.rollout.status or self._failure is None or self._capable():
+            return self.rollout.status
+        return f"failed: {self._failure.message} {self._failure.why}".strip()
 
     def _capable(self) -> int:
         return sum(m.takes_work for m in self.members.values())
@@ -344,6 +346,7 @@ class Fleet:
         member = self.members.get(replica.id)
         if event.name is EventName.SNAPSHOT:
             self.snapshot = dict(event.fields)
+            logger.info("news of a snapshot", extra={"fields": {"function": self.deployment.key, **event.fields}})
         if member is None:
             self._early.setdefault(replica.id, []).append(event)
             return
@@ -406,7 +409,7 @@ class Fleet:
             error = HandlerError(
                 f"{self.deployment.key} cannot be started.",
                 why=reason,
-                hint=f"See its log: gpufn logs {self.deployment.name}",
+                hint=f"See its log: gpufn logs {self.deployment.key}",
                 code=code,
             )
             self._start_failed(member.replica.deployment, error)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from adapter.errors import AdapterError, ConfigError, NotFound
+from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, Host, Inventory
 from adapter.ledger.store import Ledger
 from adapter.openfaas import wire
@@ -29,7 +30,7 @@ from adapter.openfaas.recorder import Recorder
 from adapter.policy.grants import Want
 from adapter.records import StartRecord
 from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings
-from adapter.spec import FunctionSpec, parse_spec, read_config
+from adapter.spec import FunctionSpec, parse_spec, read_config, read_handler_shape
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Gateway(Observer):
         self.check_open()
         try:
             spec = self._spec(wanted)
-        except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
+        except (NotFound, HandlerError) as exc:  # 404 would tell faas-cli that there is nothing to update
             raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
         self.catalog.namespace(wanted.namespace)
         there = self.catalog.secrets(wanted.namespace)
@@ -103,10 +104,15 @@ class Gateway(Observer):
             raise ConfigError(
                 f"{wanted.key} needs secrets that do not exist: {', '.join(missing)}.",
                 why=f"The namespace {wanted.namespace} has: {', '.join(there) or 'none'}.",
-                hint=f"Create them with: faas-cli secret create {missing[0]}",
+                hint=f"Create them with: {wire.secret_command('create', missing[0], wanted.namespace)}",
                 code="secret-missing",
             )
         entry = self.catalog.put(wanted, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
+        if wanted.unenforced:
+            logger.warning(
+                "limits are not enforced", extra={"fields": {"function": wanted.key, "why": wanted.unenforced}}
+            )
         self._install(entry, spec, first=True)
         return entry
 
@@ -114,6 +120,7 @@ class Gateway(Observer):
         """Raises `NotFound`, `Unavailable`."""
         self.check_open()
         self.catalog.remove(key)
+        logger.info("a function is removed", extra={"fields": {"function": key}})
         self._background.run(self._retire(self.fleets.pop(key)))
 
     async def _retire(self, fleet: Fleet) -> None:
@@ -123,6 +130,7 @@ class Gateway(Observer):
 
     def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
         folder = self._folder_of(wanted.image)
+        read_handler_shape(folder)
         spec = parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
         if spec.gpus:
             self.gpus.check(Want.of(wanted.key, spec))
@@ -150,6 +158,7 @@ class Gateway(Observer):
 
     async def _prepare(self, fleet: Fleet, deployment: Deployment, *, initial: int) -> None:
         problem: AdapterError | None = None
+        began = time.monotonic()
         try:
             await self.host.prepare(deployment)
         except AdapterError as error:
@@ -160,6 +169,9 @@ class Gateway(Observer):
         if problem is not None:
             fields = {"function": deployment.key, "why": str(problem)}
             logger.warning("a function cannot be prepared", extra={"fields": fields})
+        else:
+            ready = {"function": deployment.key, "seconds": time.monotonic() - began}
+            logger.info("a function is ready", extra={"fields": ready})
         fleet.prepared(deployment, problem, initial=initial)
 
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from adapter import __version__
 from adapter.openfaas.fleet import Fleet
@@ -19,6 +26,8 @@ class Metrics:
     """One registry for one gateway; ``function_name`` is ``<name>.<namespace>``."""
 
     def __init__(self) -> None:
+        # A series more for each one, which OpenFaaS has not and no board asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         by_name, by_code = ("function_name",), ("function_name", "code")
         # OpenFaaS counts these without `_total`, which the client library would add to a counter.

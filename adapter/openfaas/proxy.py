@@ -236,7 +236,7 @@ def _died(fleet: Fleet, lost: _Lost) -> Unavailable:
     return Unavailable(
         f"The replica of {fleet.deployment.key} ended before it answered.",
         why=f"{lost}.",
-        hint=f"See its log: gpufn logs {fleet.deployment.name}",
+        hint=f"See its log: gpufn logs {fleet.deployment.key}",
         code="replica-died",
     )
 

@@ -14,7 +14,7 @@ from adapter.keys import DOMAIN
 
 DEFAULT_NAMESPACE = "openfaas-fn"
 STATUS_ANNOTATION = f"{DOMAIN}/status"
-"""Shown with a function that cannot serve yet, or not at all; ignored in a deploy."""
+"""``<state>: <why>`` of a function that cannot serve yet, or not at all, or ``note: …``; ignored in a deploy."""
 
 GPU_LIMIT = "nvidia.com/gpu"
 _SCALE_LABELS = {"min": "min", "max": "max", "zero-duration": "idle"}
@@ -59,6 +59,12 @@ class FunctionDeployment:
             policy[f"{DOMAIN}/gpu"] = gpus
         own = {name: value for name, value in self.annotations.items() if name != STATUS_ANNOTATION}
         return {**policy, **own}
+
+    @property
+    def unenforced(self) -> str:
+        """What it asks for that is only kept and shown; no host here bounds a replica's memory or CPU."""
+        names = sorted(name for name in self.limits if name != GPU_LIMIT)
+        return f"limits of {' and '.join(names)} are not enforced here" if names else ""
 
     def to_json(self) -> dict[str, Any]:
         """Our own form, for the catalog."""
@@ -121,7 +127,13 @@ class FunctionDeployment:
 
 def unknown_function(key: str) -> NotFound:
     """Of ``name.namespace``."""
-    return NotFound(f"No function {key}.", hint="See what is deployed: faas-cli list", code="function-unknown")
+    return NotFound(f"No function {key}.", hint="See what is deployed: gpufn list -A", code="function-unknown")
+
+
+def secret_command(verb: str, name: str, namespace: str) -> str:
+    """The faas-cli line that creates or changes a secret."""
+    inside = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
+    return f"faas-cli secret {verb} {name}{inside}"
 
 
 def shutting_down(_key: str = "") -> Unavailable:

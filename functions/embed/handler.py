@@ -11,6 +11,9 @@ def load(device):
 
 
 def handle(event, context):
-    texts = json.loads(event.body)["texts"]
+    try:
+        texts = json.loads(event.body)["texts"]
+    except (ValueError, KeyError, TypeError) as error:
+        return {"statusCode": 400, "body": {"error": f'Send JSON like {{"texts": ["Hello"]}}: {error!r}.'}}
     vectors = context.model.encode(texts, show_progress_bar=False)
     return {"statusCode": 200, "body": {"embeddings": vectors.tolist()}}

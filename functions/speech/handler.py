@@ -51,7 +51,7 @@ def handle(event, context):
     try:
         samples = read_wav(event.body)
     except (wave.Error, EOFError, ValueError) as error:
-        return {"statusCode": 400, "body": {"error": f"Send a WAV file, mono, 16 bit, {RATE} Hz: {error}."}}
+        return {"statusCode": 400, "body": {"error": f"Send a WAV file, mono, 16 bit, {RATE} Hz: {error!r}."}}
     with torch.inference_mode():
         device = next(context.model.parameters()).device
         probabilities = context.model(samples.to(device)).tolist()

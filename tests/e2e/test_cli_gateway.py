@@ -1,11 +1,13 @@
 """`gpufn list, describe, invoke, logs` against a gateway over fake replicas that runs beside the test."""
 
 import asyncio
+import csv
 import io
 import json
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -16,7 +18,7 @@ from adapter.cli.main import run
 from adapter.openfaas.auth import ensure_credentials
 from benchmarks.session import gpufn
 from tests.contract.openfaas.scenario import fake_host
-from tests.fakes.replicas import serving
+from tests.fakes.replicas import serving, until
 
 pytestmark = pytest.mark.e2e
 
@@ -84,15 +86,57 @@ def test_list(gateway, capsys, stdin):
     capsys.readouterr()
     assert run(["list"]) == 0
     header, echo, other = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header == ["NAME", "READY", "STATUS", "LAST", "START", "CALLS", "AGE"]
+    assert header == ["NAME", "READY", "STATUS", "LAST", "START", "INVOCATIONS", "AGE"]
     assert echo[:3] == ["echo", "1/1", "serving"]
     assert echo[4:6] == ["load", "1"]
     assert other[:4] == ["other", "0/0", "zero", "–"]
     assert run(["ls", "-q", "-A"]) == 0
     assert capsys.readouterr().out == "echo\nother\n"
     assert run(["list", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["image"] == "echo:1"
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["image"], first["ready"], first["wanted"], first["last_start_rung"]) == ("echo:1", 1, 1, "load")
+    assert first["last_start_ns"] > 0
+    assert abs(first["created_at_ns"] - time.time_ns()) < 3600 * 10**9
+    assert (second["ready"], second["last_start_ns"], second["last_start_rung"]) == (0, None, None)
+    assert run(["list", "-o", "csv"]) == 0
+    (row, _) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["ready"], row["created_at_ns"]) == ("1", str(first["created_at_ns"]))
     assert run(["list", "-n", "absent"]) == 4
+
+
+def test_list_of_every_namespace_names_them(gateway, capsys):
+    gateway.do(gateway.up.deploy("echo"))
+    assert run(["list", "-A"]) == 0
+    header, echo = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[:2] == ["NAME", "NAMESPACE"]
+    assert echo[:2] == ["echo", "openfaas-fn"]
+
+
+def test_list_says_what_failed_and_notes_what_runs(gateway, capsys):
+    async def fail():
+        gateway.up.host.serves = False
+        await gateway.up.deploy("echo", min="1")
+        (await gateway.up.host.new_replica()).fail("ValueError: no weights")
+        await until(lambda: not gateway.up.host.replicas)
+
+    async def limited():
+        body = {"service": "other", "image": "other", "limits": {"memory": "1Mi"}}
+        body["annotations"] = {"gpufn.dev/initial": "0"}
+        async with gateway.up.client.post(f"{gateway.url}/system/functions", json=body) as response:
+            assert response.status == 202
+        fleet = gateway.up.gateway.fleet("other.openfaas-fn")
+        await until(lambda: not fleet.rollout.preparing)
+
+    gateway.do(fail())
+    gateway.do(limited())
+    assert run(["list", "-o", "wide"]) == 0
+    _, echo, other = capsys.readouterr().out.splitlines()
+    assert echo.split()[3] == "failed"
+    assert echo.endswith("ValueError: no weights")
+    assert other.split()[3] == "zero"
+    assert other.endswith("limits of memory are not enforced here")
+    assert run(["describe", "other"]) == 0
+    assert capsys.readouterr().err == "! limits of memory are not enforced here\n"
 
 
 def test_describe(gateway, capsys, stdin):
@@ -106,9 +150,12 @@ def test_describe(gateway, capsys, stdin):
     assert shown["ANNOTATIONS"] == "gpufn.dev/idle=10m,gpufn.dev/initial=0"
     assert shown["LATEST STARTS"].endswith("load")
     assert run(["describe", "echo.openfaas-fn", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["starts"][0]["rung"] == "load"
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["starts"][0]["rung"] == "load"
+    assert [replica["state"] for replica in whole["replicas"]] == ["serving"]
+    assert (whole["ready"], whole["wanted"], whole["annotations"]["gpufn.dev/idle"]) == (1, 1, "10m")
     assert run(["describe", "absent"]) == 4
-    assert "No function absent.openfaas-fn." in capsys.readouterr().err
+    assert "No function absent.openfaas-fn.  [function-unknown]" in capsys.readouterr().err
 
 
 def test_invoke(gateway, capsys, stdin, tmp_path):
@@ -176,7 +223,7 @@ def test_logs(gateway, capsys):
     gateway.do(gateway.up.deploy("echo"))
     assert run(["logs", "echo"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith(" echo-1  loading")
+    assert first == "2026-01-02T03:04:05Z echo-1  loading"
     assert second.endswith(" echo-1  ready")
     assert run(["logs", "echo", "--tail", "1", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "ready"
@@ -184,7 +231,9 @@ def test_logs(gateway, capsys):
     out, err = capsys.readouterr()
     assert (out, err) == ("", "echo has printed nothing in that time.\n")
     assert run(["logs", "echo", "--since", "soon"]) == 2
+    assert run(["logs", "echo.openfaas-fn", "--tail", "1"]) == 0
     assert run(["logs", "absent"]) == 4
+    assert "[function-unknown]" in capsys.readouterr().err
 
 
 def test_a_followed_log_goes_on_until_the_gateway_ends(gateway):

@@ -241,7 +241,7 @@ def test_a_secret_that_is_gone_is_the_operators_affair(state_dir):
             assert (status, error["code"]) == (503, "secret-missing")
             assert error["message"] == "echo.openfaas-fn cannot be started."
             assert b"'db'" not in body
-            assert fleet.status == "failing: It needs the secret 'db'. There is none."
+            assert fleet.status == "failed: It needs the secret 'db'. There is none."
 
     run(scenario())
 

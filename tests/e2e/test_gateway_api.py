@@ -125,6 +125,112 @@ def test_refusals(state_dir, method, path, body, status, words):
     run(scenario())
 
 
+def test_an_error_in_plain_text_has_its_code_in_a_header(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            for path in ("/system/function/absent", "/system/logs?name=absent"):
+                async with up.client.get(up.url + path) as answer:
+                    assert (answer.status, answer.headers["X-Gpufn-Error"]) == (404, "function-unknown")
+
+    run(scenario())
+
+
+def test_a_handler_that_does_not_parse_is_refused_at_the_deploy(state_dir):
+    async def scenario():
+        host = FakeHost(state_dir, functions=("broken",))
+        folder_of = host.folder_of
+        host.folder_of = lambda image: broken(folder_of(image))
+        async with serving(state_dir, host) as up:
+            status, text = await ask(up, "POST", "/system/functions", {"service": "broken", "image": "broken"})
+            assert status == 400
+            assert "handler.py does not parse." in text
+            assert "line 1" in text
+
+    def broken(folder: Path) -> Path:
+        (folder / "handler.py").write_text("def handle(:\n")
+        return folder
+
+    run(scenario())
+
+
+def test_a_secret_of_another_namespace_is_created_with_its_name(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await ask(up, "POST", "/system/namespace/team1", {"name": "team1"})
+            body = {"service": "echo", "image": "echo", "namespace": "team1", "secrets": ["key"]}
+            status, text = await ask(up, "POST", "/system/functions", body)
+            assert status == 400
+            assert "faas-cli secret create key --namespace team1" in text
+            _, text = await ask(up, "PUT", "/system/secrets", {"name": "key", "namespace": "team1", "value": "x"})
+            assert "faas-cli secret create key --namespace team1" in text
+
+    run(scenario())
+
+
+def test_limits_that_are_not_enforced_are_a_note_in_the_status(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            body = {"service": "echo", "image": "echo", "annotations": {"gpufn.dev/initial": "0"}}
+            await ask(up, "POST", "/system/functions", {**body, "limits": {"memory": "1Mi", "cpu": "100m"}})
+            fleet = up.gateway.fleet("echo.openfaas-fn")
+            await until(lambda: not fleet.rollout.preparing)
+            status = (await up.json("/system/function/echo"))["annotations"]["gpufn.dev/status"]
+            assert status == "note: limits of cpu and memory are not enforced here"
+
+    run(scenario())
+
+
+def test_a_function_that_does_not_start_says_so_until_it_does(state_dir):
+    async def status(up) -> str:
+        text: str = (await up.json("/system/function/echo"))["annotations"].get("gpufn.dev/status", "")
+        return text
+
+    async def scenario():
+        async with serving(state_dir, FakeHost(state_dir, serves=False)) as up:
+            await up.deploy()
+            async with up.client.post(f"{up.url}/system/scale-function/echo", json={"replicas": 1}) as answer:
+                assert answer.status == 202
+            replica = await up.host.new_replica()
+            assert await status(up) == ""
+            replica.fail("ValueError: no weights")
+            await until(lambda: not up.host.replicas)
+            assert await status(up) == "failed: echo.openfaas-fn cannot be started. ValueError: no weights"
+            async with up.client.post(f"{up.url}/system/scale-function/echo", json={"replicas": 1}) as answer:
+                assert answer.status == 202
+            (await up.host.new_replica(2)).serve()
+            assert await status(up) == ""
+
+    run(scenario())
+
+
+def test_a_replica_that_gets_no_more_requests_is_shown_as_stopping(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            await up.call()
+            (replica,) = up.host.replicas
+            replica.building_snapshot = True  # it is let finish
+            await ask(up, "POST", "/system/scale-function/echo", {"replicas": 0})
+            (row,) = await up.json("/gpufn/v1/replicas")
+            assert row["state"] == "stopping"
+            assert not replica.stop_asked.is_set()
+            replica.snapshot("published")
+
+    run(scenario())
+
+
+def test_no_series_are_exported_that_no_page_names(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            await up.deploy()
+            await up.call()
+            _, text = await ask(up, "GET", "/metrics")
+            assert "gateway_function_invocation_total{" in text
+            assert "_created" not in text
+
+    run(scenario())
+
+
 def test_a_secret_is_written_as_it_came(state_dir):
     async def scenario():
         async with serving(state_dir) as up:

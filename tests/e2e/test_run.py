@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,11 +30,12 @@ def folder(tmp_path):
 
 
 @contextmanager
-def gpufn_run(folder: Path, *options: str):
+def gpufn_run(folder: Path, *options: str, environment: Mapping[str, str] | None = None):
     command = [sys.executable, "-m", "adapter.cli.main", "run", str(folder), "--state", str(folder.parent / "state")]
     process = subprocess.Popen(
         [*command, "--python", sys.executable, *options],
         cwd=REPOSITORY,
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,6 +65,7 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing(folder, number, code):
         _, said = process.communicate(timeout=60)
         assert process.returncode == code
         assert processes.all_end(5)
+    assert not (folder.parent / "state" / "run").exists()
     assert "TOOK" in said
     assert "total" in said
     assert said.endswith("✓ stopped\n")
@@ -76,7 +79,7 @@ def test_a_second_run_starts_from_the_first_ones_snapshot(folder):
         find_criu()
     except SnapshotError as error:
         pytest.skip(error.message)
-    for last_line, expected in (("  snapshot ", "snapshot published"), ("total ", "RESTORE")):
+    for last_line, expected in (("  snapshot ", "snapshot of"), ("total ", "RESTORE")):
         with gpufn_run(folder, "--port", "0") as process:
             assert ask(process.stdout.readline().strip(), b"you") == "Hello, you!"
             said = ""
@@ -116,6 +119,22 @@ def test_a_folder_without_a_handler_is_refused(tmp_path):
         _, said = process.communicate(timeout=60)
     assert process.returncode in (1, 4)
     assert "gpufn init" in said
+
+
+def test_a_folder_of_functions_names_them(folder):
+    with gpufn_run(folder.parent, "--port", "0") as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Folders in it that have one: hello." in said
+    assert os.path.relpath(folder, REPOSITORY) in said
+
+
+def test_a_snapshot_that_cannot_be_taken_says_why(folder):
+    with gpufn_run(folder, "--port", "0", environment={"GPUFN_CRIU": "/nowhere/criu"}) as process:
+        assert ask(process.stdout.readline().strip(), b"you") == "Hello, you!"
+        said = next(line for line in process.stderr if "no snapshot" in line)
+    assert "/nowhere/criu: does not run" in said
+    assert said.endswith("[criu-missing]\n")
 
 
 def test_a_port_in_use_says_by_whom(folder):

@@ -52,7 +52,7 @@ def test_the_first_start_is_restored_and_its_snapshot_is_in_use(tmp_path, capsys
     folder, state = write_function(tmp_path, "fn", WARM), tmp_path / "state"
     assert create(folder, state) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["function"] == "fn.openfaas-fn"
+    assert (made["function"], made["namespace"]) == ("fn", "openfaas-fn")
     assert made["bytes"] > 0
     with gpufn("run", str(folder), "--port", "0", "--state", str(state)) as process:
         url = process.stdout.readline().strip()
@@ -66,12 +66,12 @@ def test_the_first_start_is_restored_and_its_snapshot_is_in_use(tmp_path, capsys
         assert "RESTORE" in said
         assert run(["snapshot", "prune", "--all", "-y", "--state", str(state)]) == 0
         assert run(["snapshot", "list", "-o", "json", "--state", str(state)]) == 0
-        assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["in use"]
+        assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["in-use"]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert run(["snapshot", "prune", "--all", "-y", "--state", str(state), "-o", "name"]) == 0
     assert run(["snapshot", "list", "-o", "name", "--state", str(state)]) == 0
-    assert capsys.readouterr().out == "fn.openfaas-fn\n"
+    assert capsys.readouterr().out == f"{made['key']}\n"  # a key, which inspect takes
 
 
 @pytest.mark.criu

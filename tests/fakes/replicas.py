@@ -184,7 +184,10 @@ class FakeHost:
         name = image.rsplit("/", 1)[-1].partition(":")[0]
         if name not in self.functions:
             raise NotFound(f"No function folder for the image {image!r}.", why=f"Known: {', '.join(self.functions)}.")
-        return self.state / "folders" / name
+        folder = self.state / "folders" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "handler.py").write_text("def handle(event, context): ...\n")
+        return folder
 
     async def prepare(self, deployment):
         await self.may_prepare.wait()

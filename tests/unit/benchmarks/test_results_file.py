@@ -72,7 +72,9 @@ def test_pictures_are_valid_and_say_every_bar(tmp_path):
     text = "".join(ET.parse(path.with_suffix(".svg")).getroot().itertext())
     assert all(name in text for name in WANTED)
     assert "a fact" not in text
-    ET.parse(path.with_name(f"{path.stem}_starts.svg"))
+    starts = "".join(ET.parse(path.with_name(f"{path.stem}_starts.svg")).getroot().itertext())
+    assert "embed, <plain> start" in starts
+    assert "until its first answer has ended" in starts
 
 
 def test_without_starts_there_is_no_picture_of_them(tmp_path):

@@ -68,7 +68,10 @@ def test_a_missing_criu_says_how_to_get_one(monkeypatch):
 
     monkeypatch.setattr(process, "find_criu", find_criu)
     finding = checks.check_restore()
-    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "make criu")
+    assert finding.verdict is Verdict.WARNING
+    assert "no CRIU works here: none is installed;" in finding.reason
+    assert "make criu" in finding.fix
+    assert "GPUFN_CRIU" in finding.fix
 
 
 def test_missing_namespaces_are_a_warning_with_the_reason(monkeypatch):
@@ -130,5 +133,5 @@ def test_damaged_snapshots_are_a_warning_that_names_the_damage(tmp_path):
     assert checks.check_snapshots(tmp_path).verdict is Verdict.OK
     (made.path / "stranger").touch()
     finding = checks.check_snapshots(tmp_path)
-    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "gpufn snapshot prune")
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "gpufn snapshot prune -A")
     assert "stranger" in finding.reason

@@ -1,5 +1,6 @@
 import json
 import stat
+from pathlib import Path
 
 import pytest
 import yaml
@@ -7,6 +8,8 @@ import yaml
 from adapter.cli.main import run
 from adapter.cli.templates import TEMPLATES, config_file
 from adapter.spec import FIELDS, parse_spec, read_config, read_handler_shape
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +26,25 @@ def test_a_new_folder_is_a_function_that_deploys(template, tmp_path, capsys):
     assert parse_spec(read_config(folder), {}) == parse_spec({}, {})
     stack = yaml.safe_load((folder / "stack.yaml").read_text())
     assert stack["provider"]["name"] == "openfaas"
-    assert stack["functions"]["my-fn"]["image"] == "my-fn:latest"
+    entry = stack["functions"]["my-fn"]
+    assert entry["image"] == "my-fn:latest"
+    assert (entry["lang"], entry["handler"], entry["skip_build"]) == ("dockerfile", ".", True)
     assert json.loads((folder / "examples" / "hello.json").read_text())["request"]
     assert "gpufn run my-fn" in (folder / "README.md").read_text()
     assert "gpufn run my-fn" in capsys.readouterr().err
+
+
+def test_the_embed_template_pins_what_functions_embed_pins(tmp_path):
+    run(["init", "my-fn", "--template", "embed"])
+    lines = (tmp_path / "my-fn" / "requirements.txt").read_text().splitlines()
+    pinned = (REPOSITORY / "functions" / "embed" / "requirements.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} <= set(pinned)
+
+
+def test_its_readme_says_how_to_log_in_before_it_deploys(tmp_path):
+    run(["init", "my-fn"])
+    text = (tmp_path / "my-fn" / "README.md").read_text()
+    assert -1 < text.index("faas-cli login") < text.index("faas-cli deploy -f")
 
 
 def test_the_first_handler_fits_on_a_screen(tmp_path):

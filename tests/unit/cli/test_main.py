@@ -54,6 +54,21 @@ def test_every_command_that_is_here_explains_itself(capsys):
         assert captured.out.startswith("Usage: gpufn") or "[not-installed]" in captured.err
 
 
+def test_help_is_a_command_too(capsys):
+    for words, same in ((["help"], ["--help"]), (["help", "snapshot", "list"], ["snapshot", "list", "--help"])):
+        assert run(words) == 0
+        shown = capsys.readouterr().out
+        assert run(same) == 0
+        assert shown == capsys.readouterr().out
+    assert run(["help", "usge"]) == 2
+    assert "Did you mean 'usage'?" in capsys.readouterr().err
+
+
+def test_without_a_word_it_explains_itself(capsys):
+    assert run([]) == 0
+    assert capsys.readouterr().out.startswith("Usage: gpufn")
+
+
 def test_the_version(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"gpufn {__version__}\n"

@@ -31,6 +31,12 @@ def snapshot(state, *words):
     return run(["snapshot", *words, "--state", str(state)])
 
 
+def deployed(state, key):
+    """As the gateway keeps it."""
+    (state / "functions").mkdir(exist_ok=True)
+    (state / "functions" / f"{key}.json").touch()
+
+
 def paths(items):
     return {item.path for item in items}
 
@@ -59,13 +65,35 @@ def test_the_list_has_one_line_each_and_names_damage(store, state, capsys):
 
 
 @pytest.mark.parametrize(
-    ("function", "found"), [("fn", 1), ("fn.openfaas-fn", 1), ("f", 0), ("other.dev", 1), ("dev", 0)]
+    ("words", "found"),
+    [
+        (["fn"], ["fn.openfaas-fn"]),
+        (["fn.openfaas-fn"], ["fn.openfaas-fn"]),
+        (["fn", "-n", "team1"], ["fn.team1"]),
+        (["fn.team1"], ["fn.team1"]),
+        (["fn", "-A"], ["fn.openfaas-fn", "fn.team1"]),
+        ([], ["fn.openfaas-fn"]),
+        (["-A"], ["fn.openfaas-fn", "fn.team1", "other.dev"]),
+    ],
 )
-def test_a_function_is_named_with_or_without_its_namespace(store, state, capsys, function, found):
+def test_a_name_means_one_namespace(store, state, capsys, words, found):
+    for function in ("fn.openfaas-fn", "fn.team1", "other.dev"):
+        publish(store, function)
+    assert snapshot(state, "list", *words, "-o", "json") == 0
+    assert [f"{r['function']}.{r['namespace']}" for r in json.loads(capsys.readouterr().out)] == found
+
+
+@pytest.mark.parametrize("words", [["list", "f"], ["list", "fn.dev"], ["prune", "f", "-y"]])
+def test_a_function_that_is_not_known_is_an_error(store, state, capsys, words):
     publish(store)
-    publish(store, "other.dev")
-    assert snapshot(state, "list", function, "-o", "name") == 0
-    assert len(capsys.readouterr().out.splitlines()) == found
+    assert snapshot(state, *words) == 4
+    assert "function-unknown" in capsys.readouterr().err
+
+
+def test_a_function_that_is_deployed_may_have_none(state, capsys):
+    deployed(state, "fn.openfaas-fn")
+    assert snapshot(state, "list", "fn") == 0
+    assert "No snapshots of fn.openfaas-fn." in capsys.readouterr().err
 
 
 def test_inspect_shows_the_newest_of_a_function_and_any_by_key(store, state, capsys):
@@ -88,7 +116,7 @@ def test_inspect_names_what_it_cannot_choose(store, state, capsys):
     assert snapshot(state, "inspect", "nobody") == 4
     assert "gpufn snapshot list" in capsys.readouterr().err
     publish(store, "other.openfaas-fn")
-    assert snapshot(state, "inspect", "") == 5
+    assert snapshot(state, "inspect", "") == 5  # begins every key
     assert "fn.openfaas-fn" in capsys.readouterr().err
 
 
@@ -138,12 +166,40 @@ def test_all_takes_every_one_of_the_functions_named(store, state):
     assert paths(kept(store)) == {other.path}
 
 
+def test_a_bare_name_spares_other_namespaces(store, state):
+    publish(store, "slow.openfaas-fn")
+    other = publish(store, "slow.team1")
+    assert snapshot(state, "prune", "slow", "--all", "-y") == 0
+    assert paths(kept(store)) == {other.path}
+    assert snapshot(state, "prune", "--all", "-y") == 0
+    assert paths(kept(store)) == {other.path}
+    assert snapshot(state, "prune", "-A", "--all", "-y") == 0
+    assert kept(store) == []
+
+
+def test_those_of_removed_functions_go_when_that_is_asked_for(store, state):
+    there, gone = publish(store), publish(store, "gone.openfaas-fn")
+    deployed(state, "fn.openfaas-fn")
+    assert snapshot(state, "prune", "-y") == 0
+    assert paths(kept(store)) == {there.path, gone.path}
+    assert snapshot(state, "prune", "--removed", "-y") == 0
+    assert paths(kept(store)) == {there.path}
+
+
+def test_inspect_finds_a_key_in_any_namespace_and_a_name_in_one(store, state, capsys):
+    here, there = publish(store), publish(store, "fn.team1", number=1)
+    for words, key in ((["fn"], here.key), (["fn.team1"], there.key), (["fn", "-n", "team1"], there.key),
+                       ([there.key], there.key)):  # fmt: skip
+        assert snapshot(state, "inspect", *words, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["key"] == key
+
+
 def test_what_a_process_maps_stays(store):
     old = publish(store)
     publish(store, number=1)
     with (old.path / "memory.img").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
         items = kept(store)
-        assert [item.state for item in items if item.path == old.path] == ["in use"]
+        assert [item.state for item in items if item.path == old.path] == ["in-use"]
         assert may_go(items) == []
         assert old.path not in paths(may_go(items, everything=True))
     assert paths(may_go(kept(store))) == {old.path}

@@ -26,7 +26,13 @@ def record(rung=Rung.LOAD, *, function="embed", at_ns=0, phases=None, **changes)
     return StartRecord(**(fields | changes))
 
 
-PLAIN = record(skipped=(SkippedRung(Rung.RESTORE, "no-snapshot", "no snapshot fits yet"),), held_requests=2)
+PLAIN = record(
+    skipped=(
+        SkippedRung(Rung.RESTORE, "no-snapshot", "no snapshot fits yet. The kernel differs."),
+        SkippedRung(Rung.START, "off", "The handler defines no `build`."),
+    ),
+    held_requests=2,
+)
 RESTORED = record(
     Rung.RESTORE, at_ns=60 * 10**9, phases=[("schedule", 0, 10), ("restore", 10, 60), ("first_response", 60, 80)]
 )
@@ -50,7 +56,7 @@ class TestCommand:
         assert header == [
             "STARTED",
             "FUNCTION",
-            "PATH",
+            "RUNG",
             "TOTAL",
             "SCHEDULE",
             "BOOT",
@@ -75,6 +81,8 @@ class TestCommand:
         header, plain, _ = capsys.readouterr().out.splitlines()
         assert "SKIPPED" in header
         assert "restore: no snapshot fits yet" in plain
+        assert "The kernel differs" not in plain  # --timeline says it all
+        assert "build" not in plain  # most handlers have none
 
     def test_json_and_yaml_are_the_record_itself(self, capsys):
         for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
@@ -90,6 +98,19 @@ class TestCommand:
             "",
         )
         assert restored["total_ns"] == str(80 * MS)
+        assert (restored["rung"], restored["error"]) == ("restore", "")
+
+    def test_names_are_replicas_which_logs_take(self, capsys):
+        assert run(["starts", "embed", "-o", "name"]) == 0
+        assert capsys.readouterr().out.split() == [PLAIN.replica, RESTORED.replica]
+
+    def test_a_name_may_have_its_namespace_in_it(self, capsys):
+        assert run(["starts", "embed.openfaas-fn", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 2
+
+    def test_every_namespace_is_named(self, capsys):
+        assert run(["starts", "-A"]) == 0
+        assert capsys.readouterr().out.split()[2] == "NAMESPACE"
 
     def test_namespaces_and_time_narrow_it(self, capsys):
         assert run(["starts", "-n", "other", "--json"]) == 0
@@ -108,7 +129,8 @@ class TestCommand:
         assert run(["starts", "--timeline"]) == 0
         out = capsys.readouterr().out
         assert "load raised ValueError" in out
-        assert "not restore: no snapshot fits yet" in out
+        assert "not restore: no snapshot fits yet. The kernel differs." in out
+        assert "no `build`" not in out
 
     def test_a_picture_is_written_beside_the_table(self, tmp_path, capsys):
         assert run(["starts", "--picture", str(tmp_path / "starts.svg")]) == 0
@@ -123,10 +145,21 @@ class TestCommand:
 
 
 def test_nothing_yet_says_what_to_do(state_dir, capsys):
+    (state_dir / "functions").mkdir()
+    (state_dir / "functions" / "embed.openfaas-fn.json").touch()
     assert run(["starts", "embed", "--state", str(state_dir)]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "No starts of embed yet" in err
+    assert err == "No starts of embed.openfaas-fn. Call a function: gpufn invoke embed\n"
+
+
+def test_a_function_that_is_not_known_is_an_error(state_dir, capsys):
+    for words in (["absent"], ["absent.team1", "--json"], ["absent", "-A"]):
+        assert run(["starts", *words, "--state", str(state_dir)]) == 4
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "No function absent" in err
+        assert str(state_dir) in err
 
 
 def test_a_bar_stands_where_its_phase_was():

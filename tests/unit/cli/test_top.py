@@ -27,10 +27,17 @@ def gateway():
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
-            assert self.path == "/gpufn/v1/replicas"
-            self.send_response(200)
+            if self.path == "/gpufn/v1/replicas":
+                return self.answer(200, json.dumps(rows))
+            assert self.path.startswith("/system/function/")
+            if self.path.startswith("/system/function/sleeps?"):
+                return self.answer(200, "{}")
+            return self.answer(404, "No function absent.openfaas-fn.")
+
+        def answer(self, status, text):
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(rows).encode())
+            self.wfile.write(text.encode())
 
         def log_message(self, *words):
             pass
@@ -46,15 +53,27 @@ def gateway():
 
 def test_replicas_in_order(gateway, state_dir, capsys):
     assert run(["top", "-g", gateway, "--state", str(state_dir)]) == 0
-    header, first, second, third = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header == ["REPLICA", "FUNCTION", "STATE", "IN-FLIGHT", "PATH"]
+    header, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == ["REPLICA", "FUNCTION", "STATE", "IN-FLIGHT", "RUNG"]
     assert first == ["embed-1", "embed", "serving", "2", "restore"]
     assert second[0] == "embed-2"
-    assert third == ["x-1", "x", "starting", "2", "–"]
+
+
+def test_replicas_of_every_namespace(gateway, state_dir, capsys):
+    assert run(["top", "-A", "-g", gateway, "--state", str(state_dir)]) == 0
+    header, *_, last = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[2] == "NAMESPACE"
+    assert last == ["x-1", "x", "other", "starting", "2", "–"]
+
+
+def test_a_function_at_zero_is_not_one_that_is_unknown(gateway, state_dir, capsys):
+    assert run(["top", "sleeps", "-g", gateway, "--state", str(state_dir)]) == 0
+    assert "No replicas of sleeps.openfaas-fn" in capsys.readouterr().err
+    assert run(["top", "absent", "-g", gateway, "--state", str(state_dir)]) == 4
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("embed", 2), ("embed.openfaas-fn", 2), ("embed.other", 0), ("x.other", 1)]
+    ("name", "count"), [("embed", 2), ("embed.openfaas-fn", 2), ("sleeps.other", 0), ("x.other", 1)]
 )
 def test_replicas_of_one_function(gateway, state_dir, capsys, name, count):
     assert run(["top", name, "-g", gateway, "--state", str(state_dir), "-o", "json"]) == 0
@@ -75,7 +94,7 @@ def test_watching_goes_on_until_it_is_interrupted(gateway, state_dir, capsys, mo
             raise KeyboardInterrupt
 
     monkeypatch.setattr(top.time, "sleep", sleep)
-    assert run(["top", "-w", "--every", "5", "-g", gateway, "--state", str(state_dir), "-o", "name"]) == 130
+    assert run(["top", "-A", "-w", "--every", "5", "-g", gateway, "--state", str(state_dir), "-o", "name"]) == 130
     assert capsys.readouterr().out.split() == ["embed-1", "embed-2", "x-1"] * 3
     assert waited == [5.0] * 3
 
@@ -89,7 +108,7 @@ def test_a_terminal_is_drawn_anew(gateway, state_dir, capsys, monkeypatch):
     monkeypatch.setattr(top.time, "sleep", sleep)
     monkeypatch.setattr(top.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(top.click, "clear", lambda: cleared.append(True))
-    assert run(["top", "-w", "-g", gateway, "--state", str(state_dir)]) == 130
+    assert run(["top", "-A", "-w", "-g", gateway, "--state", str(state_dir)]) == 130
     assert cleared == [True]
     assert "3 replicas at" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from adapter.cli.main import run
+from adapter.cli.usage import merged
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.records import LeaseInterval, LeasePhase, Rung, StartRecord
 
@@ -55,6 +56,7 @@ def test_a_report_by_function(began_ns, capsys):
     header, caption, embed = (line.split() for line in out.splitlines())
     assert header == [
         "FUNCTION",
+        "NAMESPACE",
         "UNIT",
         "ALLOCATED",
         "RESTORING",
@@ -65,8 +67,20 @@ def test_a_report_by_function(began_ns, capsys):
         "BUSY",
         "STARTS",
     ]
-    assert caption == ["caption", "GPU-seconds", "1,800.00", "–", "1,800.00", "–", "–", "–", "100%", "0"]
-    assert embed == ["embed", "replica-seconds", "10.00", "0.50", "1.50", "8.00", "90.00", "–", "15%", "1"]
+    assert caption == ["caption", "openfaas-fn", "GPU-seconds", "1,800.00", "–", "1,800.00", "–", "–", "–", "100%", "0"]
+    assert embed == [
+        "embed",
+        "openfaas-fn",
+        "replica-seconds",
+        "10.00",
+        "0.50",
+        "1.50",
+        "8.00",
+        "90.00",
+        "–",
+        "15%",
+        "1",
+    ]
     assert "start included, end excluded" in err
 
 
@@ -76,6 +90,54 @@ def test_prices_turn_seconds_into_money(began_ns, tmp_path, capsys):
     caption, embed = json.loads(capsys.readouterr().out)
     assert (caption["cost"], embed["cost"], embed["currency"]) == ("1.8", "0.1", "EUR")
     assert (embed["allocated_ns"], embed["parked_ns"], embed["busy_ratio"]) == (10 * SECOND, 90 * SECOND, 0.15)
+
+
+def test_without_a_plan_nothing_has_a_price(began_ns, capsys):
+    assert run(["usage", "report", "--for", "2h", "--json"]) == 0
+    assert {(row["cost"], row["currency"]) for row in json.loads(capsys.readouterr().out)} == {(None, None)}
+
+
+def test_functions_of_one_name_are_kept_apart(began_ns, state_dir, capsys):
+    ledger = Ledger.open(ledger_url(state_dir))
+    twin = lease(9, LeasePhase.IDLE, began_ns, 1)
+    ledger.add_intervals([replace(twin, namespace="team1", replica="embed-9")])
+    ledger.close()
+    assert run(["usage", "report", "--for", "2h", "--json"]) == 0
+    rows = {(r["function"], r["namespace"]): r["idle_ns"] for r in json.loads(capsys.readouterr().out)}
+    assert (rows["embed", "team1"], rows["embed", "openfaas-fn"]) == (SECOND, 8 * SECOND)
+    assert run(["usage", "leases", "embed.team1", "--for", "2h", "--json"]) == 0
+    assert [r["id"] for r in json.loads(capsys.readouterr().out)] == ["embed-1:9"]
+
+
+def test_heartbeats_of_one_phase_are_one_line_unless_raw(state_dir, capsys):
+    began_ns = time.time_ns() - 3600 * SECOND
+    beats = [lease(n, LeasePhase.IDLE, began_ns + n * 10 * SECOND, 10) for n in range(3)]
+    later = [
+        lease(3, LeasePhase.RUNNING, began_ns + 30 * SECOND, 1),
+        lease(4, LeasePhase.IDLE, began_ns + 31 * SECOND, 1),
+    ]
+    ledger = Ledger.open(ledger_url(state_dir))
+    ledger.add_intervals([*beats, *later, lease(0, LeasePhase.IDLE, began_ns + 5 * SECOND, 40, function="other")])
+    ledger.close()
+    words = ["usage", "leases", "embed", "--for", "2h", "--json", "--state", str(state_dir)]
+    assert run(words) == 0
+    assert [(r["id"], r["phase"], r["held_ns"] // SECOND) for r in json.loads(capsys.readouterr().out)] == [
+        ("embed-1:0", "idle", 30),
+        ("embed-1:3", "running", 1),
+        ("embed-1:4", "idle", 1),
+    ]
+    assert run([*words, "--raw"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5
+
+
+def test_a_gap_stays_a_gap():
+    first, second = lease(0, LeasePhase.IDLE, 0, 10), lease(1, LeasePhase.IDLE, 11 * SECOND, 10)
+    assert merged([first, second]) == [first, second]
+
+
+def test_leases_of_an_unknown_function_are_an_error(began_ns, capsys):
+    assert run(["usage", "leases", "absent", "--for", "2h"]) == 4
+    assert "No function absent.openfaas-fn." in capsys.readouterr().err
 
 
 def test_a_class_without_a_price_is_pointed_out(began_ns, tmp_path, capsys):

