@@ -251,7 +251,10 @@ class Entrypoint:
         if step.rung is Rung.RESTORE:
             assert step.snapshot is not None
             self._gpu_is_away = bool(ProcessFacts.of(step.snapshot.facts).gpu)
-            orders = self._orders(restored=True, weights=wanted.weights_of(step.snapshot))
+            weights = wanted.weights_of(step.snapshot)
+            if weights:
+                _read_ahead(weights)
+            orders = self._orders(restored=True, weights=weights)
             self._model.restore(step.snapshot, self._environ, orders)
             return
         birth = Birth(
@@ -261,6 +264,8 @@ class Entrypoint:
             self._settings.body_limit_bytes,
             weights=str(step.snapshot.path) if step.snapshot else "",
         )
+        if step.snapshot is not None:
+            _read_ahead(str(step.snapshot.path))
         self._caches.bring(wanted)
         environment = launch.model_environment(self._environ, wanted.shared, birth, self._caches.folder)
         self._model.start(wanted.python, environment, self._orders(restored=False))
@@ -664,6 +669,13 @@ class Entrypoint:
             self._gpu.close()
         self._front.close()
         self._state = State.GONE
+
+
+def _read_ahead(weights: str) -> None:
+    """The disk brings the weights while the interpreter, or CRIU, brings the rest."""
+    from adapter.snapshot.weights import read_ahead
+
+    read_ahead(Path(weights))
 
 
 def _as_handler_error(error: BaseException) -> AdapterError:

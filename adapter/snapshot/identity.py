@@ -13,6 +13,7 @@ import os
 import platform
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from adapter.keys import CONTRACT_VERSION
@@ -61,6 +62,7 @@ def identity_of(folder: Path, python: str, variables: Mapping[str, str], device:
         "cpu": _cpu_digest(),
         "device": device,
         "driver": _driver_version(),
+        "gpus": _gpu_models(),
     }
 
 
@@ -139,3 +141,13 @@ def _driver_version() -> str:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):
         return "none"
+
+
+def _gpu_models() -> str:
+    """Models of this machine's GPUs, as the driver names them: a process comes back on the same model only."""
+    models: set[str] = set()
+    for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+        with suppress(OSError):
+            lines = path.read_text().splitlines()
+            models.update(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
+    return ", ".join(sorted(models)) or "none"
