@@ -13,8 +13,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from adapter.errors import ConfigError
 from adapter.files import write_whole
+from adapter.keys import PASSWORD_FILE, USER_FILE
 
-USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
 _USER = "admin"
 
 _OPEN_PATHS = ("/function/", "/async-function/")

@@ -14,9 +14,11 @@ from pathlib import Path
 from aiohttp import web
 
 from adapter.errors import ConfigError
+from adapter.files import write_whole
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.ports import BACKLOG, listen
 from adapter.hosts.process import ProcessHost
+from adapter.keys import GATEWAY_FILE
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
 from adapter.openfaas.auth import ensure_credentials
@@ -59,7 +61,24 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
         except BaseException:
             await host.close()
             raise
-        await run_gateway(gateway, credentials, listener, stop, on_ready)
+        with _told(settings.state, on_ready) as ready:
+            await run_gateway(gateway, credentials, listener, stop, ready)
+
+
+@contextmanager
+def _told(state: Path, on_ready: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """`on_ready`, which also writes the address where commands look for it, for as long as it is true."""
+    path = state / GATEWAY_FILE
+
+    def ready(url: str) -> None:
+        with _usable(state):
+            write_whole(path, url.encode())
+        on_ready(url)
+
+    try:
+        yield ready
+    finally:
+        path.unlink(missing_ok=True)
 
 
 async def run_gateway(

@@ -42,6 +42,8 @@ def test_deploy_call_stop(session):
         assert session.call("counts").status == 200
         session.wait(lambda: session.starts("counts"), "its start is told", 30)
         assert [record["rung"] for record in session.starts("counts")] == ["load"]
+        assert (session.state / "gateway").read_text() == session.url
+    assert not (session.state / "gateway").exists()
     assert not wait_until_gone(session.state, session.port)
 
 
