@@ -804,6 +804,8 @@ def test_header_bytes_that_are_no_utf8_are_not_lost(state_dir):
                 request = b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Name: " + sent + b"\r\n\r\n"
                 assert "X-Name: café\r\n".encode() in await raw(up, request)
             assert seen == ["café"] * 2
+            request = b"GET /function/echo HTTP/1.1\r\nHost: x\r\nX-Name: x\r\nX-Call-Id: \xe9\r\n\r\n"
+            assert "X-Call-Id: é\r\n".encode() in await raw(up, request)
 
     run(scenario())
 
