@@ -40,6 +40,11 @@ SECRETS_PATH = "/var/openfaas/secrets"
 # Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
 ENV_PREFIX = "GPUFN_"
 
+# Files of a state folder that the gateway writes and the command line reads.
+USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
+GATEWAY_FILE = "gateway"
+"""The address of the gateway that runs over this folder."""
+
 # Environment of the command line.
 ENV_HOME = "GPUFN_HOME"
 """State folder of `gpufn up`; default: $XDG_STATE_HOME/gpufn, that is ~/.local/state/gpufn."""

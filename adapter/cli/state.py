@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
-from adapter.keys import ENV_HOME, ERROR_HEADER
+from adapter.keys import ENV_HOME, ERROR_HEADER, GATEWAY_FILE, PASSWORD_FILE, USER_FILE
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 
@@ -39,23 +41,38 @@ def state_folder(chosen: Path | None) -> Path:
 
 
 class GatewayClient:
-    """HTTP to a gateway, with the password of the state folder. Errors of both are `AdapterError`s."""
+    """HTTP to a gateway. Errors are `AdapterError`s.
+
+    User and password are those of the address, else those of the state folder, which only the gateway that runs
+    over it gets to see, and this machine's own addresses.
+    """
 
     def __init__(self, url: str, state: Path | None = None) -> None:
         import requests
 
         self._url = url.rstrip("/")
+        self._state = state_folder(state)
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy between us and this machine
-        user, password = (state_folder(state) / name for name in ("basic-auth-user", "basic-auth-password"))
-        if user.exists() and password.exists():
-            self._session.auth = (user.read_text().strip(), password.read_text().strip())
+        user, password = (_text_of(self._state / name) for name in (USER_FILE, PASSWORD_FILE))
+        if user and password and "@" not in _place(url) and self._is_ours():
+            self._session.auth = (user, password)
+
+    def _is_ours(self) -> bool:
+        return _is_loopback(self._url) or _place(self._url) == _place(_text_of(self._state / GATEWAY_FILE))
 
     def request(self, method: str, path: str, *, ok: tuple[int, ...] = (200, 202), **options: Any) -> Any:
         """A response with a status of `ok`. Raises the `AdapterError` that fits any other."""
         response = send(self._session, method, self._url + path, **options)
         if response.status_code in ok:
             return response
+        if response.status_code == 401 and "Authorization" not in response.request.headers:
+            raise Unavailable(
+                f"The gateway at {shown(self._url)} wants a password.",
+                why=f"The one of {self._state} goes only to the gateway that runs over that folder.",
+                hint="Name its folder with --state, or log in with: -g http://USER:PASSWORD@HOST",
+                code="unauthorized",
+            )
         raise error_of(response)
 
     def get_json(self, path: str, **query: Any) -> Any:
@@ -66,7 +83,7 @@ def send(session: Any, method: str, url: str, **options: Any) -> Any:
     """Whatever the gateway answers. Raises `Unavailable` where none does, `Timeout` where it takes too long."""
     import requests
 
-    base = "/".join(url.split("/", 3)[:3])
+    base = shown(url)
     try:
         return session.request(method, url, timeout=options.pop("timeout", 60), **options)
     except requests.ReadTimeout as exc:
@@ -75,6 +92,40 @@ def send(session: Any, method: str, url: str, **options: Any) -> Any:
         raise Unavailable(
             f"No gateway answers at {base}.", why=_short(exc), hint="Start one with: gpufn up", code="no-gateway"
         ) from exc
+
+
+def _text_of(path: Path) -> str:
+    """Empty where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{path} cannot be read.",
+            why=f"{exc}.",
+            hint="Mend it, or name another folder with --state.",
+            code="bad-state",
+        ) from exc
+
+
+def _place(url: str) -> str:
+    """Scheme, host and port of an address, and user and password if it has them."""
+    return "/".join(url.split("/", 3)[:3])
+
+
+def shown(url: str) -> str:
+    """An address for people: a password in it is nobody else's business."""
+    scheme, _, rest = _place(url).rpartition("//")
+    return f"{scheme}//{rest.rpartition('@')[2]}"
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def error_of(response: Any) -> AdapterError:

@@ -26,7 +26,7 @@ class FunctionFolders:
         """Name -> folder; the first root that has a name wins."""
         found: dict[str, Path] = {}
         for root in self.roots:
-            if (root / HANDLER_FILE).is_file():
+            if _has_handler(root):
                 found.setdefault(root.name, root)
             for handler in sorted(root.glob(f"*/{HANDLER_FILE}")):
                 found.setdefault(handler.parent.name, handler.parent)
@@ -46,3 +46,10 @@ class FunctionFolders:
                 code="image-unknown",
             )
         return known[name]
+
+
+def _has_handler(folder: Path) -> bool:
+    try:
+        return (folder / HANDLER_FILE).is_file()
+    except OSError:  # a folder that may not be read holds nothing for us
+        return False

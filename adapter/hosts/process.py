@@ -2,7 +2,8 @@
 
     <state>/lock              held while a host runs; a second one is refused
     <state>/shim/adapter      link to this package: all that functions see of our environment
-    <state>/replicas/<id>/    0700: process id, channel, secrets of one replica
+    <state>/replicas/<id>/    0700: process id, channel, secrets of one replica. They go with it; after a kill -9
+                              of the host, when the next host on this folder begins
     <state>/logs/             one file a function
     <state>/snapshots/, <state>/secrets/, <state>/envs/
 
@@ -223,6 +224,11 @@ class ProcessHost:
             if self._gpu_helper is not None:
                 self._gpu_helper.close()
             os.close(self._lock)
+
+    def kill(self) -> None:
+        """End every replica at once, whatever it does: for whoever cannot wait for `close`."""
+        for replica in self._replicas.values():
+            replica.kill()
 
     def _ended(self, replica: ProcessReplica) -> None:
         self._replicas.pop(replica.id, None)

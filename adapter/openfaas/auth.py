@@ -11,9 +11,10 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from adapter.errors import ConfigError
 from adapter.files import write_whole
+from adapter.keys import PASSWORD_FILE, USER_FILE
 
-USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
 _USER = "admin"
 
 _OPEN_PATHS = ("/function/", "/async-function/")
@@ -22,14 +23,26 @@ _OPEN_READS = frozenset({"/healthz", "/metrics", "/system/namespaces"})
 
 
 def ensure_credentials(state: Path) -> tuple[str, str]:
-    """User and password, made at first use (0600)."""
-    values = []
-    for name, fresh in ((USER_FILE, _USER), (PASSWORD_FILE, secrets.token_urlsafe(24))):
-        path = state / name
-        if not path.exists() or not path.read_text().strip():  # a password must never be empty
-            write_whole(path, fresh.encode())
-        values.append(path.read_text().strip())
-    return values[0], values[1]
+    """User and password, made at first use (0600). Raises `ConfigError`, `OSError`."""
+    user, password = (_read(state / name) for name in (USER_FILE, PASSWORD_FILE))
+    if not user:
+        write_whole(state / USER_FILE, (user := _USER).encode())
+    if not password:  # it must never be empty
+        write_whole(state / PASSWORD_FILE, (password := secrets.token_urlsafe(24)).encode())
+    return user, password
+
+
+def _read(path: Path) -> str:
+    """Empty where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    except UnicodeDecodeError as exc:
+        raise ConfigError(
+            f"{path} cannot be used.",
+            why="It is no UTF-8 text.",
+            hint="Remove it: a new one is made.",
+            code="bad-state",
+        ) from exc
 
 
 def authentication(credentials: tuple[str, str] | None) -> Middleware:

@@ -49,8 +49,8 @@ class Gateway(Observer):
         self.ledger = ledger
         self.catalog = Catalog(state)
         self.metrics = Metrics()
-        self.proxy = Proxy(self.metrics)
         self.queue = Queue(state / "queue.sqlite", lambda key, invocation: self.proxy.call(self.fleet(key), invocation))
+        self.proxy = Proxy(self.metrics)
         self.fleets: dict[str, Fleet] = {}
         self.stopping = asyncio.Event()
         """Set when the gateway ends: what would never end by itself (followed logs) ends with it."""

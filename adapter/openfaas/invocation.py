@@ -129,7 +129,8 @@ async def _next_of(content: StreamReader) -> bytes:
 
 def call_id_of(request: web.Request) -> str:
     """The caller's, or a new one."""
-    return request.headers.get(CALL_ID_HEADER) or str(uuid.uuid4())
+    given = request.headers.get(CALL_ID_HEADER)
+    return _readable(given) if given else str(uuid.uuid4())
 
 
 def _headers(request: web.Request, call_id: str) -> CIMultiDict[str]:
@@ -147,19 +148,16 @@ def kept_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """Without those that belong to one connection (RFC 9110, 7.6.1)."""
     named = {word.strip().lower() for word in headers.get("Connection", "").split(",")}
     dropped = _HOP_HEADERS | named
-    return CIMultiDict(
-        (name, value if value.isascii() else _readable(value))
-        for name, value in headers.items()
-        if name.lower() not in dropped
-    )
+    return CIMultiDict((name, _readable(value)) for name, value in headers.items() if name.lower() not in dropped)
 
 
 def _readable(value: str) -> str:
     """Bytes that are no UTF-8 (surrogates here, which aiohttp would drop) read as Latin-1, as HTTP once had it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode(errors="surrogateescape").decode("latin-1")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode(errors="surrogateescape").decode("latin-1")
     return value
 
 

@@ -245,7 +245,7 @@ def _unreadable(slot: Slot, error: aiohttp.ClientError) -> Unavailable:
     said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
     return Unavailable(
         f"The answer of {slot.member.replica.deployment.key} cannot be read.",
-        why=f"{' '.join(said.split()).rstrip('.:')}.",
+        why=f"{said.split(':')[0]}.",  # what follows is a piece of the answer, which may be a secret
         hint=f"An answer's headers may have {_FIELD_LIMIT_BYTES // 2**10} KiB each, and must be HTTP.",
         code="answer-unreadable",
     )

@@ -76,7 +76,7 @@ class Queue:
 
     def start(self) -> None:
         """Take up what an earlier life accepted."""
-        for number, function in self._jobs.all():
+        for number, function in self._jobs.at_first:
             self._enqueue(function, number)
 
     async def put(self, function: str, invocation: Invocation) -> None:
@@ -192,22 +192,31 @@ class Queue:
 
 
 class _Jobs:
-    """Accepted invocations on the disk. One connection; used by one thread at a time."""
+    """Accepted invocations on the disk. One connection; used by one thread at a time.
+
+    Raises `StorageError` where the file cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path, timeout=10, check_same_thread=False)
-        path.chmod(0o600)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
-        with self._database as database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, function TEXT NOT NULL,"
-                " method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL)"
-            )
-
-    def all(self) -> list[tuple[int, str]]:
-        """Numbers and functions, oldest first."""
-        return list(self._database.execute("SELECT number, function FROM jobs ORDER BY number"))
+        try:
+            self._database = sqlite3.connect(path, timeout=10, check_same_thread=False)
+            path.chmod(0o600)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            with self._database as database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, function TEXT NOT NULL,"
+                    " method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL)"
+                )
+            self.at_first = list(database.execute("SELECT number, function FROM jobs ORDER BY number"))
+            """Numbers and functions of an earlier life, oldest first."""
+        except sqlite3.Error as exc:
+            raise StorageError(
+                f"The asynchronous queue {path} cannot be opened.",
+                why=f"{exc}.",
+                hint="Move it away to begin with an empty one; what was accepted and is not done yet is lost then.",
+                code="queue-damaged",
+            ) from exc
 
     def add(self, function: str, invocation: Invocation) -> int:
         row = (

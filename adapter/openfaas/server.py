@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
+from adapter.errors import ConfigError
+from adapter.files import write_whole
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.ports import BACKLOG, listen
 from adapter.hosts.process import ProcessHost
+from adapter.keys import GATEWAY_FILE
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
 from adapter.openfaas.auth import ensure_credentials
@@ -39,24 +43,44 @@ class ServerSettings:
 
 
 async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the replicas at once, a third one us.
 
-    `on_ready` gets the address. Raises `Conflict` where the port or the state folder is taken.
+    `on_ready` gets the address. Raises `Conflict` where the port or the state folder is taken, `ConfigError` or
+    `StorageError` where something in the state folder cannot be used.
     """
     stop = asyncio.Event()
-    _watch_signals(stop)
     folders = FunctionFolders(settings.roots)
     with listen(settings.host, settings.port) as listener:
-        host = ProcessHost(settings.state, folders, settings.envs)
+        with _usable(settings.state):
+            host = ProcessHost(settings.state, folders, settings.envs)
+        _watch_signals(stop.set, host.kill)
         try:
-            credentials = ensure_credentials(settings.state) if settings.auth else None
-            inventory = await host.inventory()
-            ledger = Ledger.open(ledger_url(settings.state))
-            gateway = Gateway(settings.state, host, ledger, folders.resolve, inventory)
+            with _usable(settings.state):
+                credentials = ensure_credentials(settings.state) if settings.auth else None
+                inventory = await host.inventory()
+                ledger = Ledger.open(ledger_url(settings.state))
+                gateway = Gateway(settings.state, host, ledger, folders.resolve, inventory)
         except BaseException:
             await host.close()
             raise
-        await run_gateway(gateway, credentials, listener, stop, on_ready)
+        with _told(settings.state, on_ready) as ready:
+            await run_gateway(gateway, credentials, listener, stop, ready)
+
+
+@contextmanager
+def _told(state: Path, on_ready: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """`on_ready`, which also writes the address where commands look for it, for as long as it is true."""
+    path = state / GATEWAY_FILE
+
+    def ready(url: str) -> None:
+        with _usable(state):
+            write_whole(path, url.encode())
+        on_ready(url)
+
+    try:
+        yield ready
+    finally:
+        path.unlink(missing_ok=True)
 
 
 async def run_gateway(
@@ -96,15 +120,31 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _watch_signals(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
+@contextmanager
+def _usable(state: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(
+            f"The state folder {state} cannot be used.",
+            why=f"{exc.filename or state}: {exc.strerror}.",
+            hint="Mend that, or choose another folder with --state.",
+            code="bad-state",
+        ) from exc
+
+
+def _watch_signals(*steps: Callable[[], object]) -> None:
+    """Each signal takes the next step; the last one ends this process."""
+    loop, left = asyncio.get_running_loop(), iter(steps)
 
     def asked() -> None:
-        if stop.is_set():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-            signal.raise_signal(signal.SIGINT)
-        stop.set()
+        step = next(left, None)
+        if step is not None:
+            step()
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        signal.raise_signal(signal.SIGINT)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -41,6 +42,8 @@ def test_deploy_call_stop(session):
         assert session.call("counts").status == 200
         session.wait(lambda: session.starts("counts"), "its start is told", 30)
         assert [record["rung"] for record in session.starts("counts")] == ["load"]
+        assert (session.state / "gateway").read_text() == session.url
+    assert not (session.state / "gateway").exists()
     assert not wait_until_gone(session.state, session.port)
 
 
@@ -93,6 +96,43 @@ def test_a_taken_port_is_refused_with_who_has_it(tmp_path):
         assert f"Process {os.getpid()} (" in done.stderr
 
 
+def _state_is_a_file(state):
+    state.write_text("")
+
+
+def _queue_is_damaged(state):
+    state.mkdir()
+    (state / "queue.sqlite").write_bytes(b"no database" * 1000)
+
+
+def _password_is_no_text(state):
+    state.mkdir()
+    (state / "basic-auth-password").write_bytes(b"\xff\xfe")
+
+
+def _secrets_are_a_file(state):
+    state.mkdir()
+    (state / "secrets").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (_state_is_a_file, 3, "state: File exists."),
+        (_queue_is_damaged, 1, "queue.sqlite cannot be opened"),
+        (_password_is_no_text, 3, "basic-auth-password cannot be used"),
+        (_secrets_are_a_file, 3, "secrets: File exists."),
+    ],
+)
+def test_what_is_wrong_with_a_state_folder_is_said(tmp_path, damage, code, words):
+    damage(tmp_path / "state")
+    done = up("--port", 0, "--state", tmp_path / "state", "--functions", REPOSITORY / "tests" / "functions")
+    assert (done.returncode, "[bug]" in done.stderr) == (code, False)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "nclosed" not in done.stderr
+
+
 def test_everybody_on_the_network_without_a_password_is_refused(tmp_path):
     done = up("--port", 0, "--state", tmp_path / "state", "--no-auth", "--host", "0.0.0.0")
     assert done.returncode == 3
@@ -118,4 +158,29 @@ def test_a_stop_lets_running_requests_finish(session):
     session.deploy("slow", {"gpufn.dev/initial": "1"})
     session.wait(lambda: session.request("POST", "/function/slow?seconds=0").status == 200, "it is up", 30)
     assert asyncio.run(call_and_stop()) == 200
+    assert not wait_until_gone(session.state, session.port)
+
+
+def test_a_second_signal_ends_replicas_at_once(session):
+    async def call_and_stop():
+        async with aiohttp.ClientSession() as client:
+
+            async def call():
+                async with client.post(f"{session.url}/function/slow?seconds=50") as answer:
+                    return answer.status
+
+            task = asyncio.create_task(call())
+            while not any(replica["in_flight"] for replica in session.replicas("slow")):  # noqa: ASYNC110  # another process
+                await asyncio.sleep(0.01)
+            os.kill(session.pid, signal.SIGTERM)
+            with suppress(OSError):  # once the first has been heard, nobody new is let in
+                while session.replicas("slow"):  # noqa: ASYNC110  # another process
+                    await asyncio.sleep(0.01)
+            os.kill(session.pid, signal.SIGTERM)
+            return await task
+
+    session.start()
+    session.deploy("slow", {"gpufn.dev/initial": "1"})
+    session.wait(lambda: session.request("POST", "/function/slow?seconds=0").status == 200, "it is up", 30)
+    assert asyncio.run(call_and_stop()) == 502
     assert not wait_until_gone(session.state, session.port)

@@ -67,3 +67,11 @@ def test_the_first_root_that_has_a_name_wins(root, tmp_path):
     folders = FunctionFolders([tmp_path / "mine", root])
     assert folders.resolve("embed") == tmp_path / "mine" / "embed"
     assert folders.resolve("chat.v2:1") == root / "chat.v2"
+
+
+def test_a_root_that_may_not_be_read_holds_nothing(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert FunctionFolders([tmp_path]).all() == {}
