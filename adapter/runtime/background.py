@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from adapter.runtime.launch import python_path
@@ -50,6 +51,15 @@ class Background:
         return {**NO_NEWS, **result}
 
     def kill(self) -> None:
-        if self.pid:
+        """It and the process that it warms up, which may hold a GPU's memory."""
+        for pid in _with_children(self.pid) if self.pid else ():
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+
+
+def _with_children(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return [pid]
+    return [pid, *(below for child in children for below in _with_children(int(child)))]

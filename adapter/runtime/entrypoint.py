@@ -209,6 +209,9 @@ class Entrypoint:
     def _on_held(self) -> None:
         if self._state is State.PARKED and self._settings.resume == "held":
             self._resume()
+        elif self._state is State.PARKING and self._snapshotter.pid:
+            self._snapshotter.kill()  # requests go first; the next park takes the snapshot
+            self._snapshotter.tried, self._snapshots_due = False, True
         elif self._state is State.FAILED:
             self._begin_start(time.monotonic_ns())
 

@@ -227,3 +227,23 @@ def test_two_functions_take_turns_on_one_gpu_behind_the_gateway(tmp_path, gpu):
         assert rungs == {"one": {"load", "resume"}, "two": {"load", "resume"}}
         report = session.cli("usage", "report", "-o", "csv")
         assert "gpu-seconds" in report.lower()
+
+
+def test_a_request_that_comes_while_a_parked_replica_is_dumped_goes_first(state_dir, gpu):
+    """The snapshotter and what it warms up are killed, and their GPU memory is free for the one that wakes."""
+
+    async def scenario(begin):
+        life = await begin()
+        first = await life.ask()
+        gpu.set(StubGpu(GPU, bytes=6 << 20))  # room for one
+        life.replica.park()
+        assert (await life.heard.heard(EventName.SNAPSHOT)).fields["state"] == "building"
+        asked = asyncio.create_task(life.ask())
+        await life.heard.heard(EventName.PARKED)
+        life.replica.resume((GPU,))
+        assert await asked == first
+        await life.park(2)
+        taken = [event.fields["state"] for event in life.heard.events if event.name is EventName.SNAPSHOT]
+        assert taken == ["building", "failed", "building", "published"]
+
+    lives(state_dir, scenario)
