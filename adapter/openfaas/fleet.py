@@ -435,7 +435,7 @@ class Fleet:
 
     def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
-        fields = {"function": deployment.key, "revision": deployment.revision, "why": _text(error)}
+        fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
         logger.warning("a start failed", extra={"fields": fields})
         if self.rollout.fail(deployment, error):
             return

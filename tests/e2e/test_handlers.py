@@ -138,7 +138,7 @@ def test_descriptors_that_are_not_its_own_are_no_way_to_harm_the_entrypoint(sess
 def test_a_process_without_a_descriptor_left_is_replaced(session):
     session.deploy("leaks-descriptors", ZERO)
     first = session.request("POST", "/function/leaks-descriptors?leak=1").body
-    slow = threading.Thread(target=session.request, args=("POST", "/function/leaks-descriptors?seconds=30"))
+    slow = threading.Thread(target=session.request, args=("POST", "/function/leaks-descriptors?seconds=3"))
     slow.start()  # it has the kept connection: the next request needs one of its own
     session.wait(lambda: session.call("leaks-descriptors").body not in (b"", first), "another process answers", 60)
     slow.join()

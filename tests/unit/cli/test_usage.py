@@ -232,8 +232,8 @@ def test_the_gpus_model_is_shown_where_it_is_known(began_ns, state_dir, capsys):
         ledger.add_intervals([one])
     assert run(["usage", "report", "--for", "2h"]) == 0
     header, caption, chat, _ = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["FUNCTION", "GPU", "UNIT"]
+    assert header.split()[:4] == ["FUNCTION", "NAMESPACE", "GPU", "UNIT"]
     assert "NVIDIA L4" in chat
-    assert caption.split()[1] == "–"
+    assert caption.split()[2] == "–"
     assert run(["usage", "report", "--for", "2h", "--by", "gpu-model", "--json"]) == 0
     assert [row["gpu_model"] for row in json.loads(capsys.readouterr().out)] == ["", "", "NVIDIA L4"]
