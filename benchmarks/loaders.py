@@ -1,7 +1,7 @@
-"""One load of the weights of `weights.py` by one library, in a process of its own.
+"""The weights of `weights.py` loaded by one library, in a process of its own.
 
     python -m benchmarks.loaders make FOLDER          write the model in every library's format
-    python -m benchmarks.loaders load NAME FOLDER     load it once: {"seconds", "bytes", "sum"}
+    python -m benchmarks.loaders load NAME N FOLDER   load it N times: {"seconds": […], "bytes", "sum"}
     python -m benchmarks.loaders hold FOLDER          be a replica: fill at the first line of input, end with the input
     python -m benchmarks.loaders stream FOLDER        stream it to a (simulated) GPU: {"host_bytes", "seconds", "mode"}
 
@@ -11,6 +11,7 @@ is the same for all too: imports, and the making of the model on the meta device
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -190,24 +191,32 @@ LOADERS: Mapping[str, Callable[[Path], Callable[[Any], None]]] = {
 }
 
 
-def load(name: str, folder: Path) -> dict[str, Any]:
+def load(name: str, times: int, folder: Path) -> dict[str, Any]:
     """Seconds from the files to the last byte read. The sum tells whether they were the right bytes."""
-    loader, model = LOADERS[name](folder), build("meta")
-    began = time.perf_counter()
-    loader(model)
-    total = touch(model)
-    seconds = time.perf_counter() - began
-    size = sum(value.nbytes for value in model.state_dict().values())
+    loader, seconds, sums = LOADERS[name](folder), [], set()
+    size = 0
+    for _ in range(times):
+        model = build("meta")
+        began = time.perf_counter()
+        loader(model)
+        sums.add(touch(model))
+        seconds.append(time.perf_counter() - began)
+        size = sum(value.nbytes for value in model.state_dict().values())
+        del model
+        gc.collect()
+    [total] = sums
     return {"seconds": seconds, "bytes": size, "sum": total}
 
 
 def touch(model: Any) -> int:
-    """Read every byte once."""
+    """Read every byte once, in this thread alone: several would wait for each other at each tensor's end."""
     import torch
 
-    total = 0
+    threads, total = torch.get_num_threads(), 0
+    torch.set_num_threads(1)
     for value in model.state_dict().values():
         total += int(value.detach().view(-1).view(torch.int64).sum())
+    torch.set_num_threads(threads)
     return total % 2**64
 
 
@@ -251,14 +260,17 @@ def _status_bytes(name: str) -> int:
 
 
 def main() -> None:
-    what, *arguments = sys.argv[1:]
-    folder = Path(arguments[-1])
+    what, *arguments, last = sys.argv[1:]
+    folder = Path(last)
     if what == "make":
         make(folder)
+    elif what == "load":
+        name, times = arguments
+        print(json.dumps(load(name, int(times), folder)))
     elif what == "hold":
         hold(folder)
-    else:
-        print(json.dumps(load(arguments[0], folder) if what == "load" else stream(folder)))
+    elif what == "stream":
+        print(json.dumps(stream(folder)))
 
 
 if __name__ == "__main__":
