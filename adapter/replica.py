@@ -103,6 +103,9 @@ class ReplicaSettings:
     gpu_helper: str = _variable(
         "GPUFN_GPU_HELPER", str, "", "socket of the machine's GPU helper; empty: the replica starts its own"
     )
+    gpu_capabilities: str = _variable(
+        "GPUFN_GPU_CAPABILITIES", str, "", "file with what was found to work on the machine's GPUs; empty: unknown"
+    )
     snapshot_env: tuple[str, ...] = _variable(
         "GPUFN_SNAPSHOT_ENV", _words, (), "variables that `load` sees and the snapshot may hold; all others come later"
     )

@@ -95,6 +95,7 @@ class Cycles:
         self._unheard: list[tuple[int, str, dict[str, int]]] = []
 
     def run(self, count: int) -> None:
+        self._session.wait_for_gpus()
         for name in NAMES:
             body = {"service": name, "image": "gpu-memory:latest", "annotations": ANNOTATIONS}
             self._session.api("POST", "/system/functions", body)

@@ -215,6 +215,11 @@ class Session:
             raise RuntimeError(f"{name} has no snapshot: {news.get('state')}: {news.get('reason')}")
         return news
 
+    def wait_for_gpus(self, limit_s: float = 120) -> None:
+        """Until it has been tried what works on the GPUs: no canary holds memory of one any more."""
+        found = self.state / "gpu" / "capabilities.json"
+        self.wait(found.exists, "it is known what works on the GPUs", limit_s)
+
     def to_zero(self, name: str, limit_s: float = 60) -> None:
         """Scale to zero as an operator does, and wait until nothing is left."""
         self.api("POST", f"/system/scale-function/{name}", {"serviceName": name, "replicas": 0})

@@ -5,6 +5,7 @@ A check fails (✗) where `gpufn up` cannot work, and warns (!) where it works w
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -16,10 +17,13 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from adapter.errors import SnapshotError
 from adapter.units import format_size
+
+if TYPE_CHECKING:
+    from adapter.gpu.capabilities import Capabilities
 
 _LEAST_DISK_BYTES = 2**30
 _ENOUGH_DISK_BYTES = 10 * 2**30
@@ -27,6 +31,14 @@ _ENOUGH_DISK_BYTES = 10 * 2**30
 
 _ENOUGH_FILES = 4096
 """Held requests are open sockets, 500 of them twice."""
+
+
+_LIMITS = {
+    "virtual": "not with torch's expandable segments",
+    "managed": "not with managed memory",
+    "remap": "each wakes on its own GPU only",
+}
+"""What else is tried (`adapter.gpu.capabilities.Feature`), and what it means that it does not work."""
 
 
 class Verdict(str, Enum):
@@ -74,6 +86,7 @@ def all_checks(state: Path, port: int) -> list[Check]:
         check_restore,
         check_secrets_path,
         check_gpus,
+        lambda: check_parking(state),
         check_open_files,
         lambda: check_state(state),
         lambda: check_disk(state),
@@ -158,10 +171,47 @@ def check_gpus() -> list[Finding]:
     inventory = read_inventory()
     if not inventory.devices:
         return [warning("gpu", f"{inventory.why_not.rstrip('.')}: functions run on the CPU", "nvidia-smi")]
-    return [
-        ok(f"gpu {n}", f"{gpu.model}, {format_size(gpu.memory_bytes)}, {gpu.uuid}; driver {inventory.driver}")
-        for n, gpu in enumerate(inventory.devices)
-    ]
+    findings = []
+    for number, gpu in enumerate(inventory.devices):
+        said = f"{gpu.model}, {format_size(gpu.memory_bytes)}, {gpu.uuid}; driver {inventory.driver}"
+        if gpu.uuid in inventory.asleep:
+            said += "; without persistence mode each first process waits seconds for it"
+            findings.append(warning(f"gpu {number}", said, "nvidia-smi -pm 1"))
+        else:
+            findings.append(ok(f"gpu {number}", said))
+    return findings
+
+
+def check_parking(state: Path) -> list[Finding]:
+    """What a process may use on the GPUs here and still be parked: tried, which takes a minute the first time.
+
+    Process snapshots of GPU functions are taken of parked processes, so they rest on the same.
+    """
+    from adapter.gpu.capabilities import Capabilities
+    from adapter.hosts.capabilities import try_gpus
+
+    try:
+        said = try_gpus(state / "gpu")
+        if "error" in json.loads(said):
+            return []  # there is no GPU, and `check_gpus` has said why
+        return [_parking(Capabilities.from_json(said))]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as exc:
+        return [warning("parking", f"it could not be tried what works on the GPUs: {exc!r}", "nvidia-smi")]
+
+
+def _parking(found: Capabilities) -> Finding:
+    from adapter.gpu.capabilities import Feature
+
+    plain = found.verdicts[Feature.PLAIN]
+    where = "" if len(set(found.identity["gpus"].split(", "))) == 1 else " (tried on the first GPU)"
+    if plain.works is None:
+        return warning("parking", f"it could not be tried{where}: {plain.reason}", plain.hint or "nvidia-smi")
+    if not plain.works:
+        said = f"processes cannot be parked{where}: {plain.reason} Idle functions keep their GPU until they are stopped, and no process snapshots are taken of them"
+        return warning("parking", said, plain.hint)
+    limits = [said for feature, said in _LIMITS.items() if not found.works(Feature(feature))]
+    said = "; ".join(["idle functions give their GPU memory back, and process snapshots can be taken of them", *limits])
+    return ok("parking", f"{said}{where}")
 
 
 def check_open_files() -> Finding:

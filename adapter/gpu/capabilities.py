@@ -55,6 +55,7 @@ class Verdict:
     works: bool | None
     code: str = ""
     reason: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +141,12 @@ def _try(
         with helper.connect() as client:
             refused = _park_and_resume(client, canary, mapping, limit_s)
         if refused is not None:
-            return Verdict(False, refused.code, refused.why)
+            return Verdict(False, refused.code, refused.why, refused.hint)
         canary.tell()
         said = canary.hear(limit_s)
         return Verdict(True) if said == "same" else Verdict(False, "bytes-changed", f"Its memory is {said or 'gone'}.")
     except GpuError as error:  # no answer
-        return Verdict(False, error.code, error.why)
+        return Verdict(False, error.code, error.why, error.hint)
     finally:
         canary.end()
 
@@ -203,6 +204,7 @@ class _Canary:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and the canary is ended on the way out
     try:
         print(find_capabilities(Path(sys.argv[1])).to_json())
     except AdapterError as error:

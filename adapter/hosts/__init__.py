@@ -36,11 +36,15 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The GPUs of a host, MIG slices in the place of the GPU they are cut from. `why_not`: why there are none."""
+    """The GPUs of a host, MIG slices in the place of the GPU they are cut from. `why_not`: why there are none.
+
+    `asleep`: UUIDs of those without persistence mode, whose driver comes up anew when nobody uses them.
+    """
 
     devices: tuple[Device, ...] = ()
     driver: str = ""
     why_not: str = ""
+    asleep: tuple[str, ...] = ()
 
 
 class ReplicaState(str, Enum):

@@ -59,8 +59,9 @@ def parse_inventory(text: str) -> Inventory:
     try:
         data = json.loads(text)
         devices = tuple(device for entry in data["devices"] for device in _devices(entry))
-        why_not = str(data.get("why_not", ""))
-        return Inventory(devices, str(data.get("driver", "")), why_not or ("" if devices else "The driver lists none."))
+        asleep = tuple(str(entry["uuid"]) for entry in data["devices"] if entry.get("persistence") is False)
+        why_not = str(data.get("why_not", "")) or ("" if devices else "The driver lists none.")
+        return Inventory(devices, str(data.get("driver", "")), why_not, asleep)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not an inventory: {exc!r}") from exc
 

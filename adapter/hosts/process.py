@@ -5,6 +5,7 @@
     <state>/replicas/<id>/    0700: process id, channel, secrets of one replica. They go with it; after a kill -9
                               of the host, when the next host on this folder begins
     <state>/logs/             one file a function
+    <state>/gpu/              what was found to work on the GPUs, where there are some
     <state>/snapshots/, <state>/secrets/, <state>/envs/
 
 Every replica hangs on a descriptor that only this process holds: when the host dies, however it dies,
@@ -28,6 +29,7 @@ from typing import Any, TextIO
 import adapter
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
 from adapter.hosts import Deployment, EventSink, Inventory
+from adapter.hosts.capabilities import Trial
 from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.gpu_helper import GpuHelper
@@ -83,6 +85,7 @@ class ProcessHost:
         self._standby: Shell | None = None
         self._standby_timer: asyncio.TimerHandle | None = None
         self._gpu_helper: GpuHelper | None = None
+        self._gpu_trial: Trial | None = None
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(state)
@@ -141,6 +144,7 @@ class ProcessHost:
             snapshot_dir=str(self._snapshots),
             secrets_dir=self._copy_secrets(deployment, shell),
             gpu_helper=self._gpu_helper.path if self._gpu_helper is not None and devices else "",
+            gpu_capabilities=str(self._gpu_trial.path) if self._gpu_trial is not None and devices else "",
         )
 
     def _replica(
@@ -153,6 +157,7 @@ class ProcessHost:
         found = await asyncio.to_thread(read_inventory)
         if found.devices and self._gpu_helper is None:
             self._gpu_helper = GpuHelper()
+            self._gpu_trial = Trial(self._state / "gpu")
         return found
 
     def _copy_secrets(self, deployment: Deployment, shell: Shell) -> str:
@@ -221,6 +226,8 @@ class ProcessHost:
             await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
             await self._logs.close()
         finally:
+            if self._gpu_trial is not None:
+                await self._gpu_trial.close()
             if self._gpu_helper is not None:
                 self._gpu_helper.close()
             os.close(self._lock)

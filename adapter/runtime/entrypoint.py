@@ -31,7 +31,7 @@ from adapter.runtime.background import NO_NEWS, Background
 from adapter.runtime.caches import Caches
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
-from adapter.runtime.gpu import Gpu, visible_device
+from adapter.runtime.gpu import Gpu, visible_device, why_not_park
 from adapter.runtime.ladder import PROCESS, Step, Wanted, device_of, plan
 from adapter.runtime.loop import Loop
 from adapter.runtime.model_process import ModelProcess
@@ -434,9 +434,19 @@ class Entrypoint:
     # Parking ------------------------------------------------------------------------------------
 
     def _begin_park(self) -> None:
-        if not self._park_asked and self._can_park:
-            self._park_asked = True
-            self._try_to_park(_PARK_TRIES)
+        if self._park_asked or not self._can_park:
+            return
+        refusal = why_not_park(self._settings.gpu_capabilities) if self._gpu is not None else None
+        if refusal is not None:
+            self._can_park = False
+            self._count_not_parked(refusal)
+            return
+        self._park_asked = True
+        self._try_to_park(_PARK_TRIES)
+
+    def _count_not_parked(self, error: GpuError) -> None:
+        print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
+        self._metrics.count_skipped(Rung.RESUME.value, error.code)
 
     def _try_to_park(self, tries: int) -> None:
         """Whoever asks has seen the last answer, which this process and the model's may still be counting."""
@@ -481,8 +491,7 @@ class Entrypoint:
             self._on_held()
 
     def _park_failed(self, error: GpuError, *, lost: bool) -> None:
-        print(f"gpufn: {error.message} {error.why}", file=sys.stderr, flush=True)
-        self._metrics.count_skipped(Rung.RESUME.value, error.code)
+        self._count_not_parked(error)
         skipped = SkippedRung(Rung.RESUME, error.code, f"It was not parked: {error.message} {error.why}")
         if lost and not self._front.held:
             self._say(EventName.MODEL_EXITED, code=error.code, reason=skipped.reason)

@@ -129,6 +129,24 @@ class Gpu:
         self._disconnect()
 
 
+def why_not_park(capabilities: str) -> GpuError | None:
+    """What the file of that path, as `adapter.gpu.capabilities` makes it, says against parking.
+
+    None where it says nothing against it, and where it is not there (yet): then it is tried.
+    """
+    from adapter.gpu.capabilities import Capabilities, Feature  # late: nobody needs it to start
+
+    try:
+        verdict = Capabilities.from_json(Path(capabilities).read_text(encoding="utf-8")).verdicts[Feature.PLAIN]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if verdict.works is not False:
+        return None
+    return GpuError(
+        "Processes on this machine's GPUs cannot be parked.", why=verdict.reason, hint=verdict.hint, code=verdict.code
+    )
+
+
 def visible_device(environ: Mapping[str, str]) -> str:
     """The UUID of the one GPU that a replica was given; empty where none is named that way."""
     first, *others = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -12,6 +12,7 @@ from adapter.hosts import ReplicaState
 from adapter.records import EventName
 from benchmarks.session import Session
 from tests.fakes.host import Listener, ask, deployment, running
+from tests.fakes.replicas import until
 from tests.stubs.simulated import CUDA_OUT_OF_MEMORY, CUDA_UNKNOWN, StubGpu, uuid_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.gpu, pytest.mark.criu]
@@ -208,11 +209,29 @@ def test_a_helper_of_the_machine_that_is_killed_is_replaced_and_carries_on(state
     lives(state_dir, scenario, snapshot="off", of_machine=True)
 
 
+def test_where_the_driver_cannot_do_it_a_park_is_refused_at_once_and_the_replica_serves_on(state_dir, gpu):
+    gpu.set(checkpoint=False)
+
+    async def scenario(begin):
+        await asyncio.wait_for(begin.host._gpu_trial._task, 60)
+        life = await begin()
+        first = await life.ask()
+        life.replica.park()
+        log = begin.host.log_path(life.replica.deployment)
+        await until(lambda: log.exists() and "cannot be parked" in log.read_text())
+        assert await life.ask() == first
+        assert life.replica.state is ReplicaState.SERVING
+        assert life.heard.names.count(EventName.STARTED) == 1  # it was not even tried
+
+    lives(state_dir, scenario, snapshot="off", of_machine=True)
+
+
 def test_two_functions_take_turns_on_one_gpu_behind_the_gateway(tmp_path, gpu):
     """Each needs more than half of it: what wants to run has the other parked, and nobody is refused."""
     gpu.set(StubGpu(GPU, bytes=6 << 20))
     environment = {"LD_LIBRARY_PATH": gpu.search_path}
     with Session(tmp_path / "state", functions=FUNCTIONS, envs=tmp_path / "envs", variables=environment) as session:
+        session.wait_for_gpus()
         annotations = {"gpufn.dev/initial": "0", "gpufn.dev/gpu": "1", "gpufn.dev/park": "1h", "gpufn.dev/idle": "2h"}
         for name in ("one", "two"):
             body = {"service": name, "image": "gpu-memory:latest", "annotations": annotations}

@@ -7,7 +7,8 @@ from adapter.cli import checks, doctor
 from adapter.cli.checks import Verdict, failed, ok, warning
 from adapter.cli.main import run
 from adapter.errors import SnapshotError
-from adapter.hosts import Inventory, inventory
+from adapter.gpu.capabilities import Capabilities, Feature, Verdict as Tried
+from adapter.hosts import Inventory, capabilities, inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.shell import Isolation
 from adapter.policy.grants import Device
@@ -96,6 +97,62 @@ def test_each_gpu_has_a_line(monkeypatch, capsys):
         "✓ gpu 0       NVIDIA L4, 24.0Gi, GPU-1; driver 580.1",
         "✓ gpu 1       NVIDIA A100 MIG 1g.5gb, 5.0Gi, MIG-2; driver 580.1",
     ]
+
+
+def test_a_gpu_whose_driver_goes_to_sleep_says_how_to_keep_it_awake(monkeypatch):
+    devices = (Device("GPU-1", "NVIDIA L4", 24 * 2**30),)
+    monkeypatch.setattr(inventory, "read_inventory", lambda: Inventory(devices, "580.1", asleep=("GPU-1",)))
+    (finding,) = checks.check_gpus()
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "nvidia-smi -pm 1")
+
+
+@pytest.fixture
+def tried(monkeypatch, tmp_path):
+    """What `check_parking` finds where the features' verdicts are these, and all others good."""
+
+    def tried(gpus="NVIDIA L4", **verdicts):
+        every = {feature: verdicts.get(feature.value, Tried(True)) for feature in Feature}
+        said = Capabilities({"gpus": gpus}, every).to_json()
+        monkeypatch.setattr(capabilities, "try_gpus", lambda folder: said)
+        return checks.check_parking(tmp_path)[0]
+
+    return tried
+
+
+def test_what_works_on_the_gpus_is_said_with_its_limits(tried):
+    assert tried().verdict is Verdict.OK
+    finding = tried(managed=Tried(False, "gpu-checkpoint-unsupported"), virtual=Tried(False, "bytes-changed"))
+    assert finding.verdict is Verdict.OK
+    assert "not with managed memory" in finding.reason
+    assert "not with torch's expandable segments" in finding.reason
+    assert "own GPU only" not in finding.reason
+    assert "first GPU" not in finding.reason
+    assert "tried on the first GPU" in tried("NVIDIA L4, NVIDIA H100").reason
+
+
+def test_an_old_driver_says_what_that_costs_and_what_to_do(tried):
+    finding = tried(plain=Tried(False, "gpu-checkpoint-unsupported", "Too old.", "Update the driver."))
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "Update the driver.")
+    assert "Too old. Idle functions keep their GPU" in finding.reason
+    assert "no process snapshots" in finding.reason
+
+
+def test_what_could_not_be_tried_is_not_said_to_fail(tried):
+    finding = tried(plain=Tried(None, "canary-failed", "The GPU was full."))
+    assert finding.verdict is Verdict.WARNING
+    assert "could not be tried: The GPU was full." in finding.reason
+
+
+def test_without_a_gpu_there_is_nothing_to_say_about_parking(monkeypatch, tmp_path):
+    monkeypatch.setattr(capabilities, "try_gpus", lambda folder: '{"error": {"code": "no-gpu"}}')
+    assert checks.check_parking(tmp_path) == []
+
+
+@pytest.mark.parametrize("said", ["", "[]", "no json"])
+def test_a_trial_that_says_nothing_is_a_finding(said, monkeypatch, tmp_path):
+    monkeypatch.setattr(capabilities, "try_gpus", lambda folder: said)
+    (finding,) = checks.check_parking(tmp_path)
+    assert (finding.name, finding.verdict) == ("parking", Verdict.WARNING)
 
 
 def test_the_port_says_who_has_it(tmp_path):

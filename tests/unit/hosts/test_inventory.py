@@ -35,6 +35,13 @@ def test_a_gpu_that_is_cut_is_its_slices():
     )
 
 
+def test_gpus_without_persistence_mode_are_named():
+    found = parse_inventory(
+        answer(H100, {**H100, "uuid": "GPU-2", "persistence": False}, {**H100, "persistence": None})
+    )
+    assert found.asleep == ("GPU-2",)
+
+
 def test_why_there_is_none_is_kept():
     assert parse_inventory(answer(why_not="No driver.")).why_not == "No driver."
     assert parse_inventory(answer()).why_not
