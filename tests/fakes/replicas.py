@@ -130,6 +130,7 @@ class FakeReplica:
 
     async def die(self, reason: str = "killed by SIGKILL", **fields: str) -> None:
         """As by kill -9: every connection is reset, and nothing is said but that it is over."""
+        await self._stop_accepting()
         self._site._server.close()
         self._socket.close()
         for connection in list(self._runner.server.connections):
@@ -143,8 +144,17 @@ class FakeReplica:
         await self.stop_allowed.wait()
         if self.state is not ReplicaState.GONE:
             self.state = ReplicaState.STOPPING
+            await self._stop_accepting()
             await self._runner.cleanup()
             self._end("drained")
+
+    async def _stop_accepting(self) -> None:
+        """Let what was accepted have its handler first: CPython leaves a connection open for ever whose server is
+        closed in between, and aiohttp waits for one whose handler has not begun."""
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._socket)
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     def _end(self, reason: str, **fields: str) -> None:
         self.state = ReplicaState.GONE
