@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: .venv/installed ## Make .venv with gpufn, every extra and the tools
@@ -57,6 +57,10 @@ imports: setup
 .PHONY: bench
 bench: setup try-criu ## Measure the bars and write benchmarks/results/MACHINE_DATE.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: gpu-bench
+gpu-bench: setup try-criu ## Measure on this machine's GPU, under ten minutes; ARGS=--simulated runs the code without
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 .PHONY: fmt
 fmt: setup ## Format the code and mend what lint can mend

@@ -1,12 +1,12 @@
 """The weights of `weights.py` loaded by one library, in a process of its own.
 
-    python -m benchmarks.loaders make FOLDER          write the model in every library's format
-    python -m benchmarks.loaders load NAME N FOLDER   load it N times: {"seconds": […], "bytes", "sum"}
-    python -m benchmarks.loaders hold FOLDER          be a replica: fill at the first line of input, end with the input
-    python -m benchmarks.loaders stream FOLDER        stream it to a (simulated) GPU: {"host_bytes", "seconds", "mode"}
+    python -m benchmarks.loaders make FOLDER COPIES         write the model in every library's format
+    python -m benchmarks.loaders load FOLDER NAME DEVICE N  load it N times: {"seconds": […], "bytes", "sum"}
+    python -m benchmarks.loaders hold FOLDER                be a replica: fill at the first line of input, end with it
+    python -m benchmarks.loaders stream FOLDER              stream it to a GPU: {"host_bytes", "seconds", "mode"}
 
-All end alike: the tensors are in the model, and every byte of them has been read once. What is not measured
-is the same for all too: imports, and the making of the model on the meta device.
+All end alike: the tensors are in the model, on the device, and every byte of them has been read once. What is not
+measured is the same for all too: imports, the device's context, and the making of the model on the meta device.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from adapter.snapshot.tensorfile import read_header
 HIDDEN, INNER, GROUPED, WORDS = 2048, 5632, 512, 64_000
 LAYERS, SMALL_LAYERS = 12, 8
 
+COPIES = "copies"
+"""The file that says how many times the model has its layers."""
+
 FILES = {
     "gpufn": weights.DATA,
     "safetensors": "model.safetensors",
@@ -39,11 +42,14 @@ FILES = {
 """Loader -> the file that it reads."""
 
 
-def shapes() -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of each tensor of a language model of 2 GB, a third of its layers quantised."""
+def shapes(copies: int = 1) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each tensor of a language model of 2 GB, a third of its layers quantised.
+
+    Each further copy of the layers adds 1.5 GB.
+    """
     yield "embedding.weight", "bfloat16", (WORDS, HIDDEN)
-    for number in range(LAYERS + SMALL_LAYERS):
-        small = number >= LAYERS
+    for number in range(copies * (LAYERS + SMALL_LAYERS)):
+        small = number >= copies * LAYERS
         for name, rows, columns in (
             ("attention.q", HIDDEN, HIDDEN),
             ("attention.k", GROUPED, HIDDEN),
@@ -62,12 +68,12 @@ def shapes() -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield "head.weight", "float16", (WORDS, HIDDEN)
 
 
-def build(device: str) -> Any:
+def build(device: str, copies: int = 1) -> Any:
     """A module with these tensors, of any content."""
     import torch
 
     root = torch.nn.Module()
-    for name, dtype, shape in shapes():
+    for name, dtype, shape in shapes(copies):
         *path, attribute = name.split(".")
         owner = root
         for part in path:
@@ -82,11 +88,12 @@ def build(device: str) -> Any:
     return root.eval()
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, copies: int) -> None:
     """The same random weights for everyone, in each format whose library is here."""
     import torch
 
-    model = build("cpu")
+    (folder / COPIES).write_text(str(copies), encoding="ascii")
+    model = build("cpu", copies)
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     for number, value in enumerate(tensors.values()):
         noise = torch.Generator().manual_seed(number)
@@ -125,65 +132,66 @@ def _write_tensorizer(tensors: Any, path: Path) -> None:
 # Each library as its documentation says; what it imports is imported before the clock starts. --------------------
 
 
-def _gpufn(folder: Path) -> Callable[[Any], None]:
-    return lambda model: weights.fill(model, folder)
+def _gpufn(folder: Path, device: str) -> Callable[[Any], None]:
+    return lambda model: weights.fill(model, folder, device)
 
 
-def _safetensors(folder: Path, backend: str = "mmap") -> Callable[[Any], None]:
+def _safetensors(folder: Path, device: str, backend: str = "mmap") -> Callable[[Any], None]:
     from safetensors.torch import load_file
 
     def load(model: Any) -> None:
-        tensors = load_file(folder / FILES["safetensors"], backend=backend)
+        tensors = load_file(folder / FILES["safetensors"], device, backend=backend)
         model.load_state_dict(tensors, assign=True)
 
     return load
 
 
-def _torch_mmap(folder: Path) -> Callable[[Any], None]:
+def _torch_mmap(folder: Path, device: str) -> Callable[[Any], None]:
     import torch
 
     def load(model: Any) -> None:
-        tensors = torch.load(folder / FILES["torch_mmap"], mmap=True, weights_only=True)
+        tensors = torch.load(folder / FILES["torch_mmap"], map_location=device, mmap=True, weights_only=True)
         model.load_state_dict(tensors, assign=True)
 
     return load
 
 
-def _tensorizer(folder: Path) -> Callable[[Any], None]:
+def _tensorizer(folder: Path, device: str) -> Callable[[Any], None]:
     from tensorizer import TensorDeserializer
 
     def load(model: Any) -> None:
-        with TensorDeserializer(str(folder / FILES["tensorizer"]), device="cpu") as tensors:
+        with TensorDeserializer(str(folder / FILES["tensorizer"]), device=device) as tensors:
             model.load_state_dict(dict(tensors), assign=True)
 
     return load
 
 
-def _fastsafetensors(folder: Path) -> Callable[[Any], None]:
+def _fastsafetensors(folder: Path, device: str) -> Callable[[Any], None]:
     from fastsafetensors import fastsafe_open
 
     def load(model: Any) -> None:
-        with fastsafe_open(str(folder / FILES["fastsafetensors"]), device="cpu", nogds=True) as tensors:
+        with fastsafe_open(str(folder / FILES["fastsafetensors"]), device=device, nogds=True) as tensors:
             model.load_state_dict({name: tensors.get_tensor(name) for name in tensors.keys()}, assign=True)  # noqa: SIM118
 
     return load
 
 
-def _runai(folder: Path) -> Callable[[Any], None]:
+def _runai(folder: Path, device: str) -> Callable[[Any], None]:
     from runai_model_streamer import SafetensorsStreamer
 
     def load(model: Any) -> None:
         with SafetensorsStreamer() as streamer:
             streamer.stream_file(str(folder / FILES["runai"]))
-            model.load_state_dict(dict(streamer.get_tensors()), assign=True)
+            tensors = {name: tensor.to(device) for name, tensor in streamer.get_tensors()}  # comes on the CPU
+            model.load_state_dict(tensors, assign=True)
 
     return load
 
 
-LOADERS: Mapping[str, Callable[[Path], Callable[[Any], None]]] = {
+LOADERS: Mapping[str, Callable[[Path, str], Callable[[Any], None]]] = {
     "gpufn": _gpufn,
     "safetensors": _safetensors,
-    "safetensors_pread": lambda folder: _safetensors(folder, "pread"),
+    "safetensors_pread": lambda folder, device: _safetensors(folder, device, "pread"),
     "torch_mmap": _torch_mmap,
     "tensorizer": _tensorizer,
     "fastsafetensors": _fastsafetensors,
@@ -191,12 +199,15 @@ LOADERS: Mapping[str, Callable[[Path], Callable[[Any], None]]] = {
 }
 
 
-def load(name: str, times: int, folder: Path) -> dict[str, Any]:
+def load(folder: Path, name: str, device: str, times: int) -> dict[str, Any]:
     """Seconds from the files to the last byte read. The sum tells whether they were the right bytes."""
-    loader, seconds, sums = LOADERS[name](folder), [], set()
-    size = 0
+    import torch
+
+    loader, copies = LOADERS[name](folder, device), int((folder / COPIES).read_text(encoding="ascii"))
+    torch.zeros(8, dtype=torch.int64, device=device).sum().item()  # a device's context and the kernel of `touch`
+    seconds, sums, size = [], set(), 0
     for _ in range(times):
-        model = build("meta")
+        model = build("meta", copies)
         began = time.perf_counter()
         loader(model)
         sums.add(touch(model))
@@ -260,13 +271,12 @@ def _status_bytes(name: str) -> int:
 
 
 def main() -> None:
-    what, *arguments, last = sys.argv[1:]
-    folder = Path(last)
+    what, folder, *arguments = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     if what == "make":
-        make(folder)
+        make(folder, int(arguments[0]))
     elif what == "load":
-        name, times = arguments
-        print(json.dumps(load(name, int(times), folder)))
+        name, device, times = arguments
+        print(json.dumps(load(folder, name, device, int(times))))
     elif what == "hold":
         hold(folder)
     elif what == "stream":

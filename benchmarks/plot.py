@@ -37,6 +37,8 @@ def draw(data: Mapping[str, Any]) -> str:
     rows = list(_rows(data["bars"]))
     facts = data["machine"]
     title = f"gpufn, {data['date'][:10]}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB"
+    if "gpu" in facts:
+        title += f"; {facts['gpu'].get('model', 'simulated GPU')}"
     body = "".join(f'<g transform="translate(0 {TOP + number * ROW})">{row}</g>' for number, row in enumerate(rows))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {TOP + len(rows) * ROW + 10}" '

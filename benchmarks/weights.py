@@ -59,7 +59,7 @@ def run(options: Options) -> Iterable[Bar]:
     python, missing = peers_environment(root / "peers")
     with tempfile.TemporaryDirectory(dir=root) as name:
         folder = Path(name)
-        _loaders(python, "make", str(folder))
+        make_files(python, folder)
         rounds = Rounds(python, folder, missing)
         for _ in range(min(options.runs, _MOST_RUNS)):
             rounds.one()
@@ -68,12 +68,19 @@ def run(options: Options) -> Iterable[Bar]:
         yield from stream_host(folder)
 
 
-class Rounds:
-    """Runs in turns: each loader warm and cold, and the disk itself."""
+def make_files(python: Path, folder: Path, copies: int = 1) -> None:
+    """The model in every loader's format; `copies`: how many times it has its layers."""
+    _loaders(python, "make", str(folder), str(copies))
 
-    def __init__(self, python: Path, folder: Path, missing: Mapping[str, str]) -> None:
+
+class Rounds:
+    """Runs in turns: each loader warm and cold, onto `device`, and the disk itself."""
+
+    def __init__(self, python: Path, folder: Path, missing: Mapping[str, str], device: str = "cpu") -> None:
         self._python = python
         self._folder = folder
+        self._device = device
+        self._prefix = "weights" if device == "cpu" else "gpu_weights"
         self._missing = dict(missing)
         self._order = ["gpufn", *(name for name in PEERS if name not in missing)]
         self._seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -104,7 +111,8 @@ class Rounds:
     def _load(self, name: str, heat: str, times: int) -> bool:
         """Whether it ran. A peer that does not is left out from then on."""
         try:
-            said = json.loads(_loaders(self._python, "load", name, str(times), str(self._folder)).splitlines()[-1])
+            arguments = ("load", str(self._folder), name, self._device, str(times))
+            said = json.loads(_loaders(self._python, *arguments).splitlines()[-1])
         except (RuntimeError, ValueError) as exc:
             if name == "gpufn":
                 raise
@@ -125,13 +133,13 @@ class Rounds:
             ours = medians.pop("gpufn")
             best = min(medians, key=medians.__getitem__)
             runs = [{"best": best, **self._missing}, *({"gpufn": g, best: b} for g, b in self._pairs(best, heat))]
-            yield Bar.of(f"weights_{heat}_over_best_peer", medians[best] / ours, "ratio", runs)
+            yield Bar.of(f"{self._prefix}_{heat}_over_best_peer", medians[best] / ours, "ratio", runs)
             for name, seconds in {"gpufn": ours, **medians}.items():
                 rates = [round(self._bytes / s / _GB, 3) for s in self._seconds[name, heat]]
-                yield Bar.of(f"weights_{heat}_{name}", self._bytes / seconds / _GB, "GB/s", rates)
+                yield Bar.of(f"{self._prefix}_{heat}_{name}", self._bytes / seconds / _GB, "GB/s", rates)
         disk = {how: statistics.median(rates) for how, rates in self._disk.items()}
         cold = self._bytes / statistics.median(self._seconds["gpufn", "cold"])
-        yield Bar.of("weights_cold_over_disk", cold / max(disk.values()), "ratio", [disk])
+        yield Bar.of(f"{self._prefix}_cold_over_disk", cold / max(disk.values()), "ratio", [disk])
         for how, rates in self._disk.items():
             yield Bar.of(f"disk_{how}", disk[how] / _GB, "GB/s", [round(rate / _GB, 3) for rate in rates])
 
@@ -255,17 +263,26 @@ def peers_environment(root: Path) -> tuple[Path, dict[str, str]]:
     python, kept = home / "bin" / "python", home / "missing.json"
     if not kept.exists():
         _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(home))
-        _uv("pip", "install", "--quiet", "--python", str(python), *BASE)
+        _install(python, *BASE)
         missing = {}
         for name, packages in PEERS.items():
             try:
                 if packages:
-                    _uv("pip", "install", "--quiet", "--python", str(python), *BASE, *packages)
+                    _install(python, *BASE, *packages)
             except RuntimeError as exc:
                 missing[name] = f"it cannot be installed: {exc}"
         kept.write_text(json.dumps(missing), encoding="utf-8")
     found: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
     return python, found
+
+
+def _install(python: Path, *packages: str) -> None:
+    """From uv's cache where it has them. Raises `RuntimeError`."""
+    command = ["pip", "install", "--quiet", "--python", str(python), *packages]
+    try:
+        _uv(*command, "--offline")
+    except RuntimeError:
+        _uv(*command)
 
 
 def _uv(*arguments: str) -> None:

@@ -26,7 +26,7 @@ class Answers:
     def __init__(self, seconds, sums=None):
         self.seconds, self.sums, self.asked = seconds, sums or {}, []
 
-    def __call__(self, _python, _what, name, times, _folder):
+    def __call__(self, _python, _what, _folder, name, _device, times):
         self.asked.append(name)
         if name not in self.seconds:
             raise RuntimeError("no such symbol")
