@@ -644,6 +644,7 @@ class Entrypoint:
         self._say(EventName.MODEL_EXITED, code=error.code, reason=error.why)
         self._front.accept_here(True)
         self._start = None
+        self._park_asked = False  # whom it was asked of is gone
         self._failures += 1
         if self._failures == 1:
             return self._begin_start(time.monotonic_ns(), skipped)

@@ -1,15 +1,19 @@
 """A GPU replica: parked, resumed, dumped while it is parked, restored; on a simulated GPU, with the real CRIU."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import struct
+import termios
 from pathlib import Path
 
 import pytest
 
 from adapter.hosts import ReplicaState
 from adapter.records import EventName
+from benchmarks.gpu.kills import victims
 from benchmarks.session import Session
 from tests.fakes.host import Listener, ask, deployment, running
 from tests.fakes.replicas import until
@@ -207,6 +211,27 @@ def test_a_helper_of_the_machine_that_is_killed_is_replaced_and_carries_on(state
         assert helper.pid not in (0, killed)
 
     lives(state_dir, scenario, snapshot="off", of_machine=True)
+
+
+def unread_bytes(sock):
+    """What the other end of a Unix socket has not read yet."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+
+
+def test_a_process_that_ends_before_it_hears_of_the_park_does_not_keep_the_next_one_from_parking(state_dir, gpu):
+    async def scenario(begin):
+        life = await begin()
+        await life.ask()
+        (model,) = victims(os.getpid(), "parking")
+        os.kill(model, signal.SIGSTOP)
+        life.replica.park()
+        await until(lambda: not unread_bytes(life.replica._shell.line))
+        os.kill(model, signal.SIGKILL)
+        await life.heard.heard(EventName.SERVING, 2)
+        await life.park()
+        assert gpu.held_bytes() == 0
+
+    lives(state_dir, scenario, snapshot="off")
 
 
 def test_where_the_driver_cannot_do_it_a_park_is_refused_at_once_and_the_replica_serves_on(state_dir, gpu):
