@@ -46,6 +46,7 @@ PARTS = {
     "canaries": Part(40),
     "park": Part(60),
     "stream": Part(45),
+    "toy": Part(50),
     "llama": Part(170, simulated=False),
     "embed": Part(70, simulated=False),
     "turns": Part(70),
@@ -118,24 +119,22 @@ def _reason(exc: BaseException) -> str:
 def outcome_of(name: str, environment: Mapping[str, str], limit_s: float, *flags: str) -> Outcome:
     """Run a part in a process group of its own, which ends at the limit whatever it does."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--limit", str(limit_s), *flags]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=dict(environment), start_new_session=True
-    )
-    late = False
-    try:
-        said, _ = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        late = True
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
-        said = ""
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    if late:
-        said, _ = process.communicate()
-    outcome = heard(said.splitlines())
+    with tempfile.TemporaryFile("w+") as said:  # no pipe, which a process that hangs in the driver could keep open
+        process = subprocess.Popen(command, stdout=said, cwd=REPOSITORY, env=dict(environment), start_new_session=True)
+        late = False
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            late = True
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        outcome = heard(said)
     if late:
         outcome.failed = f"It was not done in {limit_s:.0f} s."
     elif process.returncode and not outcome.failed:

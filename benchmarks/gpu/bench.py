@@ -6,16 +6,20 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.machine import memory_bytes
-from benchmarks.session import Session, wait_until_gone
+from benchmarks.session import FUNCTIONS, Session, cache_folder, wait_until_gone
 
 GB = 10**9
 MIB = 2**20
+
+CAPABILITIES = cache_folder().parent / "gpu-bench" / "capabilities"
+"""What works here, as the canaries found last: gateways need not find it anew."""
 
 _CONTEXT_BYTES = 10**9
 """Of a GPU, for the contexts of those who use it."""
@@ -38,6 +42,17 @@ class Bench:
 
     def left_s(self) -> float:
         return self.deadline_s - time.monotonic()
+
+    @contextmanager
+    def session(self, functions: Path = FUNCTIONS) -> Iterator[Session]:
+        """A gateway over a fresh state folder that knows already what works on the GPUs."""
+        state = self.folder / "state"
+        state.mkdir(mode=0o700)
+        if CAPABILITIES.exists():
+            shutil.copytree(CAPABILITIES, state / "gpu")
+        with Session(state, functions=functions) as session:
+            session.wait_for_gpus()
+            yield session
 
     def sizes(self, real: Sequence[int], *, host: float = 0, disk: float = 0) -> tuple[list[int], dict[str, str]]:
         """Those of `real` that fit, or two small ones for a simulated GPU; and why each of the others does not.

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.rungs import by_rung
 from benchmarks.results_file import Bar
-from benchmarks.session import Session
 from benchmarks.wakes import embed
 
 
 def run(bench: Bench) -> Iterable[Bar]:
-    with Session(bench.folder / "state") as session:
-        session.wait_for_gpus()
+    with bench.session() as session:
         yield from by_rung(bench, session, embed(), "embed", has_build=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -90,6 +91,7 @@ class Kills:
         elif not is_whole(answers[0]):
             was_told = victim == "waking" and answers[0].status >= 500
             (self.told if was_told else self.lost).append(f"{what}: {answers[0].status} {answers[0].body[:200]!r}")
+        print(f"  {what}: {answers[0].seconds if answers else 0:.2f} s", file=sys.stderr, flush=True)
         again = self._session.call(name, timeout_s=_LIMIT_S)
         if not is_whole(again):
             self.lost.append(f"{what}, the call after it: {again.status} {again.body[:200]!r}")

@@ -15,7 +15,7 @@ from benchmarks.gpu.bench import GB, Bench, available_bytes
 from benchmarks.gpu.machine import memory_bytes
 from benchmarks.gpu.rungs import by_rung
 from benchmarks.results_file import Bar
-from benchmarks.session import REPOSITORY, Answer, Session
+from benchmarks.session import REPOSITORY, Answer
 from benchmarks.wakes import Subject
 
 FUNCTION = REPOSITORY / "benchmarks" / "functions" / "llama"
@@ -34,8 +34,7 @@ def run(bench: Bench) -> Iterable[Bar]:
     shutil.copytree(FUNCTION, functions / "llama")
     with_layers(functions / "llama" / "config.json", layers)
     facts = [{"layers": layers, "bytes": size_bytes(layers), "weights": "random", "smaller_because": why}]
-    with Session(bench.folder / "state", functions=functions) as session:
-        session.wait_for_gpus()
+    with bench.session(functions) as session:
         yield from by_rung(bench, session, llama(), called, has_build=True, facts=facts)
 
 

@@ -20,14 +20,17 @@ WITH_WEIGHTS = {**ON_GPU, "gpufn.dev/park": "0", "gpufn.dev/snapshot": "off"}
 PARKING = {**ON_GPU, "gpufn.dev/park": "1s"}
 
 RUNS = 3
-_SNAPSHOT_S = 150.0
-_PARK_S = 60.0
+_PARK_S = 150.0
+"""The first park comes after its snapshots were taken."""
 
 
 def by_rung(
     bench: Bench, session: Session, subject: Subject, called: str, *, has_build: bool, facts: Iterable[object] = ()
 ) -> Iterator[Bar]:
-    """``gpu_<called>_<rung>_s``: a bar after each wake, so that what is measured before the limit is kept."""
+    """``gpu_<called>_<rung>_s``: a bar after each wake, so that what is measured before the limit is kept.
+
+    Raises `RuntimeError` for a wrong answer, and for one that came by another rung.
+    """
     name, seconds = subject.name, defaultdict[str, list[float]](list)
 
     def measured(rung: str, took_s: float) -> Bar:
@@ -42,9 +45,9 @@ def by_rung(
     answer = session.call(name, subject.body, headers=subject.headers)
     if not subject.is_right(answer):
         raise RuntimeError(f"{name} answered {answer.status} {answer.body[:300]!r}")
-    session.wait_for_snapshot(name, _SNAPSHOT_S)
     for _ in range(RUNS):
         yield measured("resume", resume(session, subject))
+    session.wait_for_snapshot(name)  # it is there, or its news say why not
     session.to_zero(name)
     wake(session, name, subject, rung="restore")  # checks the snapshot's files, which no later one does
     for _ in range(RUNS):

@@ -47,8 +47,7 @@ def run(bench: Bench) -> Iterable[Bar]:
 @contextmanager
 def sharing(bench: Bench, names: Iterable[str]) -> Iterator[Session]:
     """A gateway with a function of each name, which hold a few MiB each and want the whole GPU."""
-    with Session(bench.folder / "state", functions=TAKES_TURNS.parent) as session:
-        session.wait_for_gpus()
+    with bench.session(TAKES_TURNS.parent) as session:
         for name in names:
             session.deploy(name, ANNOTATIONS, image=TAKES_TURNS.name)
         yield session

@@ -34,5 +34,5 @@ def handle(event, context):
 def tokens(network, count):
     given, cache = torch.tensor([PROMPT], device=network.device), DynamicCache()
     for _ in range(count):
-        given = network(given, past_key_values=cache, use_cache=True).logits[:, -1].argmax(dim=-1, keepdim=True)
+        given = network(given, cache=cache, use_cache=True).logits[:, -1].argmax(dim=-1, keepdim=True)
         yield f"{given.item()}\n"
