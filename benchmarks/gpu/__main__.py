@@ -44,14 +44,14 @@ class Part:
 PARTS = {
     "environments": Part(60),
     "canaries": Part(40),
-    "park": Part(60),
+    "park": Part(75),
     "stream": Part(45),
     "toy": Part(50),
     "llama": Part(170, simulated=False),
     "embed": Part(70, simulated=False),
-    "turns": Part(70),
-    "kills": Part(50),
-    "peers": Part(110, simulated=False),
+    "turns": Part(60),
+    "kills": Part(60),
+    "peers": Part(90, simulated=False),
     "generate": Part(90, simulated=False),
 }
 """Name, which is that of its module, in the order in which they run."""

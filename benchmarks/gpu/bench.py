@@ -21,6 +21,9 @@ MIB = 2**20
 CAPABILITIES = cache_folder().parent / "gpu-bench" / "capabilities"
 """What works here, as the canaries found last: gateways need not find it anew."""
 
+END_S = 15.0
+"""For a part to stop its gateway, look at what is left, and say what it found."""
+
 _CONTEXT_BYTES = 10**9
 """Of a GPU, for the contexts of those who use it."""
 

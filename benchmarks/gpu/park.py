@@ -45,8 +45,8 @@ def run(bench: Bench) -> Iterable[Bar]:
             worst[what] = max(worst.get(what, (0.0, [])), (ratio, [{"size": label(size)}, left_out]))
         growth = max(cycle["host_bytes"] for cycle in cycles) / size
         yield Bar.of(f"gpu_park_{label(size)}_host", growth, "of its GPU memory")
-    for what, (ratio, runs) in worst.items():
-        yield Bar.of(f"gpu_{what}_over_driver", ratio, "ratio", runs)
+        for what, (ratio, runs) in worst.items():  # of the sizes so far
+            yield Bar.of(f"gpu_{what}_over_driver", ratio, "ratio", runs)
 
 
 def measure(bench: Bench, size: int) -> tuple[list[Cycle], float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from adapter.gpu.memory import call, context
 from adapter.gpu.stream import stream
 from benchmarks.gpu.bench import GB, MIB, Bench, label, rate
-from benchmarks.results_file import Bar
+from benchmarks.results_file import Bar, ratio_of_medians
 from benchmarks.weights import read_through, resident
 
 SIZES = (1 * GB, 4 * GB, 16 * GB)
@@ -32,14 +31,13 @@ def run(bench: Bench) -> Iterable[Bar]:
     path = bench.folder / "weights"
     write(path, sizes[-1])
     read_through(path)
-    ratio, runs = 0.0, []
     for size in sizes:
         ours, pcie = measure(path, size)
-        ratio = statistics.median(pcie) / statistics.median(ours)
+        ratio = ratio_of_medians(pcie, ours)
         runs = [{"gpufn_s": round(a, 5), "pcie_s": round(b, 5)} for a, b in zip(ours, pcie, strict=True)]
         yield Bar.of(f"gpu_stream_{label(size)}_gb_s", rate(size, ours), "GB/s", [round(s, 5) for s in ours])
         yield Bar.of(f"gpu_pcie_{label(size)}_gb_s", rate(size, pcie), "GB/s", [round(s, 5) for s in pcie])
-    yield Bar.of("gpu_weights_over_pcie", ratio, "ratio", [{"size": label(sizes[-1]), **left_out}, *runs])
+        yield Bar.of("gpu_weights_over_pcie", ratio, "ratio", [{"size": label(size), **left_out}, *runs])  # the last
 
 
 def measure(path: Path, size: int) -> tuple[list[float], list[float]]:
