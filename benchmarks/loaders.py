@@ -1,9 +1,13 @@
 """The weights of `weights.py` loaded by one library, in a process of its own.
 
-    python -m benchmarks.loaders make FOLDER COPIES         write the model in every library's format
-    python -m benchmarks.loaders load FOLDER NAME DEVICE N  load it N times: {"seconds": […], "bytes", "sum"}
-    python -m benchmarks.loaders hold FOLDER                be a replica: fill at the first line of input, end with it
-    python -m benchmarks.loaders stream FOLDER              stream it to a GPU: {"host_bytes", "seconds", "mode"}
+    python -m benchmarks.loaders make FOLDER COPIES            write the model in every library's format
+    python -m benchmarks.loaders load FOLDER NAME DEVICE HEAT  load it: {"seconds": […], "bytes", "sum"}
+    python -m benchmarks.loaders hold FOLDER                   be a replica: fill at the first line of input, end with it
+    python -m benchmarks.loaders stream FOLDER                 stream it to a GPU: {"host_bytes", "seconds", "mode"}
+
+Cold: once, with none of the file's pages in the page cache. They leave it right before the clock starts: some
+virtual machines give back to their host what has been free for a moment, and the memory to read into comes slowly
+then, whoever reads. Warm: several times, with the pages as they are.
 
 All end alike: the tensors are in the model, on the device, and every byte of them has been read once. What is not
 measured is the same for all too: imports, the device's context, and the making of the model on the meta device.
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import os
 import re
 import sys
@@ -21,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapter.pagecache import resident_ratio
 from adapter.snapshot import weights
 from adapter.snapshot.tensorfile import read_header
 
@@ -40,6 +46,9 @@ FILES = {
     "runai": "model.safetensors",
 }
 """Loader -> the file that it reads."""
+
+
+WARM_LOADS = 5
 
 
 def shapes(copies: int = 1) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -199,15 +208,18 @@ LOADERS: Mapping[str, Callable[[Path, str], Callable[[Any], None]]] = {
 }
 
 
-def load(folder: Path, name: str, device: str, times: int) -> dict[str, Any]:
-    """Seconds from the files to the last byte read. The sum tells whether they were the right bytes."""
+def load(folder: Path, name: str, device: str, heat: str) -> dict[str, Any]:
+    """Seconds from the files to the last byte read, of each load. The sum tells whether they were the right bytes."""
     import torch
 
     loader, copies = LOADERS[name](folder, device), int((folder / COPIES).read_text(encoding="ascii"))
     torch.zeros(8, dtype=torch.int64, device=device).sum().item()  # a device's context and the kernel of `touch`
     seconds, sums, size = [], set(), 0
-    for _ in range(times):
+    for _ in range(WARM_LOADS if heat == "warm" else 1):
         model = build("meta", copies)
+        if heat == "cold":
+            read_through(folder / FILES[name])
+            drop(folder / FILES[name])
         began = time.perf_counter()
         loader(model)
         sums.add(touch(model))
@@ -217,6 +229,29 @@ def load(folder: Path, name: str, device: str, times: int) -> dict[str, Any]:
         gc.collect()
     [total] = sums
     return {"seconds": seconds, "bytes": size, "sum": total}
+
+
+def drop(path: Path) -> None:
+    """No page of the file is in the page cache. Raises `RuntimeError` where the file system keeps some."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path) > 0:
+        raise RuntimeError(f"pages of {path} stay in the page cache: nothing cold can be measured here")
+
+
+def read_through(path: Path) -> None:
+    """The whole file is in the page cache, read as `cat` does."""
+    buffer = bytearray(2**20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    if resident(path) < 1:
+        raise RuntimeError(f"{path} does not stay in the page cache: there is too little memory")
+
+
+def resident(path: Path) -> float:
+    with path.open("rb") as file:
+        return resident_ratio(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def touch(model: Any) -> int:
@@ -275,8 +310,7 @@ def main() -> None:
     if what == "make":
         make(folder, int(arguments[0]))
     elif what == "load":
-        name, device, times = arguments
-        print(json.dumps(load(folder, name, device, int(times))))
+        print(json.dumps(load(folder, *arguments)))
     elif what == "hold":
         hold(folder)
     elif what == "stream":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import re
 import statistics
@@ -25,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapter.pagecache import resident_ratio
-from benchmarks.loaders import FILES
+from benchmarks.loaders import FILES, drop, read_through
 from benchmarks.results_file import Bar
 from benchmarks.session import REPOSITORY, cache_folder, clean_environment
 
@@ -49,7 +47,6 @@ PEERS = {
 _MOST_RUNS = 5
 """Each run reads 2 GB some twenty times."""
 
-_WARM_LOADS = 5
 _GB = 10**9
 
 
@@ -91,13 +88,10 @@ class Rounds:
     def one(self) -> None:
         """One turn of everyone; whoever was first is last next time."""
         for name in list(self._order):
-            path = self._folder / FILES[name]
-            read_through(path)
-            drop(path)  # the pages that it will be read into were in use a moment ago, for each loader alike
-            if not self._load(name, "cold", 1):
+            if not self._load(name, "cold"):
                 continue
-            read_through(path)  # for those that go past the page cache; what is there stays as it is
-            self._load(name, "warm", _WARM_LOADS)
+            read_through(self._folder / FILES[name])  # for those that go past the page cache; what is there stays
+            self._load(name, "warm")
         for how, flags in (("buffered", ()), ("direct", ("iflag=direct",))):
             read_through(self._data)
             drop(self._data)
@@ -108,10 +102,10 @@ class Rounds:
     def _data(self) -> Path:
         return self._folder / FILES["gpufn"]
 
-    def _load(self, name: str, heat: str, times: int) -> bool:
+    def _load(self, name: str, heat: str) -> bool:
         """Whether it ran. A peer that does not is left out from then on."""
         try:
-            arguments = ("load", str(self._folder), name, self._device, str(times))
+            arguments = ("load", str(self._folder), name, self._device, heat)
             said = json.loads(_loaders(self._python, *arguments).splitlines()[-1])
         except (RuntimeError, ValueError) as exc:
             if name == "gpufn":
@@ -148,30 +142,7 @@ class Rounds:
         return ((round(a, 4), round(b, 4)) for a, b in zip(ours, theirs, strict=True))
 
 
-# The disk and the page cache --------------------------------------------------------------------------------------
-
-
-def drop(path: Path) -> None:
-    """No page of the file is in the page cache. Raises `RuntimeError` where the file system keeps some."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if resident(path) > 0:
-        raise RuntimeError(f"pages of {path} stay in the page cache: nothing cold can be measured here")
-
-
-def read_through(path: Path) -> None:
-    """The whole file is in the page cache, read as `cat` does."""
-    buffer = bytearray(2**20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
-    if resident(path) < 1:
-        raise RuntimeError(f"{path} does not stay in the page cache: there is too little memory")
-
-
-def resident(path: Path) -> float:
-    with path.open("rb") as file:
-        return resident_ratio(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+# The disk --------------------------------------------------------------------------------------
 
 
 def dd(path: Path, flags: Iterable[str]) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 from adapter.gpu.memory import call, context
 from adapter.gpu.stream import stream
 from benchmarks.gpu.bench import GB, MIB, Bench, label, rate
+from benchmarks.loaders import read_through, resident
 from benchmarks.results_file import Bar, ratio_of_medians
-from benchmarks.weights import read_through, resident
 
 SIZES = (1 * GB, 4 * GB, 16 * GB)
 RUNS = 5

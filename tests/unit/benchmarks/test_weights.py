@@ -26,11 +26,11 @@ class Answers:
     def __init__(self, seconds, sums=None):
         self.seconds, self.sums, self.asked = seconds, sums or {}, []
 
-    def __call__(self, _python, _what, _folder, name, _device, times):
+    def __call__(self, _python, _what, _folder, name, _device, heat):
         self.asked.append(name)
         if name not in self.seconds:
             raise RuntimeError("no such symbol")
-        return f'{{"seconds": {[self.seconds[name]] * int(times)}, "bytes": 1000000000, "sum": {self.sums.get(name, 7)}}}\n'
+        return f'{{"seconds": {[self.seconds[name]]}, "bytes": 1000000000, "sum": {self.sums.get(name, 7)}}}\n'
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def test_cold_and_warm_are_made_sure_of(tmp_path):
     path.write_bytes(os.urandom(2**20))
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    weights.read_through(path)
-    assert weights.resident(path) == 1
+    loaders.read_through(path)
+    assert loaders.resident(path) == 1
     try:
-        weights.drop(path)
+        loaders.drop(path)
     except RuntimeError as error:
         assert "stay in the page cache" in str(error)
     else:
-        assert weights.resident(path) == 0
+        assert loaders.resident(path) == 0
 
 
 def test_every_bar_is_explained(repository):
