@@ -66,15 +66,24 @@ def run(options: Options) -> Iterable[Bar]:
 
 
 def replica_processes(state: Path) -> dict[int, str]:
-    """Processes of all replicas that serve or start, the outermost first, with what they are."""
+    """Processes of all replicas that have a model process, the outermost first, with what they are.
+
+    A standby has none: only its entrypoint, and what mounts its folder, which ends by itself.
+    """
     tree: dict[int, str] = {}
     for file in (state / "replicas").glob("*/pid"):
         pid, _ = json.loads(file.read_text())
         below = descendants(pid)
-        if len(below) > 1:  # a standby entrypoint has no model process
+        if any(map(is_model, below)):
             tree[pid] = "outermost"
             tree |= {child: "entrypoint" if i == 0 else "model" for i, child in enumerate(below)}
     return tree
+
+
+def is_model(pid: int) -> bool:
+    with contextlib.suppress(OSError):  # ended meanwhile
+        return b"adapter.runtime.model" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def descendants(pid: int) -> list[int]:
@@ -110,16 +119,15 @@ def stored(state: Path) -> set[str]:
         path for path in (state / "snapshots").glob("*/*/*") if path.suffix != ".lock"
     )  # one a snapshot, for good
     drafts = {str(path) for path in inside if not (path / "manifest.json").exists()}
-    return drafts | {str(path) for path in (state / "replicas").glob("*") if descendants_of_home(path) != 1}
+    return drafts | {str(path) for path in (state / "replicas").glob("*") if not is_standby(path)}
 
 
-def descendants_of_home(home: Path) -> int:
-    """How many processes are below the one that a replica's folder names; -1 where it names none that lives."""
-    try:
+def is_standby(home: Path) -> bool:
+    """Whether the process that a replica's folder names lives, and has no model process."""
+    with contextlib.suppress(OSError, ValueError):
         pid, _ = json.loads((home / "pid").read_text())
-        return len(descendants(pid)) if Path(f"/proc/{pid}").exists() else -1
-    except (OSError, ValueError):
-        return -1
+        return Path(f"/proc/{pid}").exists() and not any(map(is_model, descendants(pid)))
+    return False
 
 
 def outside(state: Path) -> set[str]:

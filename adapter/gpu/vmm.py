@@ -1,14 +1,15 @@
 """Device memory that is given up and taken again at the same address, for those who keep addresses: CUDA graphs.
 
 A range of addresses is reserved once; memory is put behind it, and taken away around a snapshot.
-`stream` fills it like any other. Has not run on a real GPU.
+`stream` fills it like any other, and torch uses it through `View`. Has not run on a real GPU.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
+from adapter.errors import GpuError
 from adapter.gpu.memory import call, context, driver
 
 
@@ -16,16 +17,19 @@ class Region:
     """`size_bytes` at `address`, what was asked for rounded up to what the device maps; `map` puts memory there.
 
     Its methods raise `GpuError`; a `map` that fails leaves no memory behind, and may be tried again.
-    Whoever uses the memory has finished before `unmap`.
+    Whoever uses the memory has finished before `unmap`. It keeps the device's primary context, and gives
+    everything back when it is closed or nobody refers to it any more.
     """
 
     def __init__(self, size_bytes: int, device: int = 0) -> None:
-        self._device = device
+        self.address = 0  # first: what `__del__` looks at, whatever fails below
         self._undo: ExitStack | None = None
+        self._device = device
         with context(device):
             grain = call("cuMemGetAllocationGranularity", self._kind(), _least_granularity())
             self.size_bytes = -(-size_bytes // int(grain)) * int(grain)
             self.address = int(call("cuMemAddressReserve", self.size_bytes, 0, 0, 0))
+            call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", device))
 
     @property
     def is_mapped(self) -> bool:
@@ -53,16 +57,25 @@ class Region:
     def close(self) -> None:
         """Give back the addresses too."""
         self.unmap()
-        if self.address:
+        address, self.address = self.address, 0
+        if address:
             with context(self._device):
-                call("cuMemAddressFree", self.address, self.size_bytes)
-            self.address = 0
+                call("cuMemAddressFree", address, self.size_bytes)
+                call("cuDevicePrimaryCtxRelease", call("cuDeviceGet", self._device))
 
     def __enter__(self) -> Region:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with suppress(GpuError):  # a lost GPU fails each call, and has no memory to give back
+            self.close()
+
+    def view(self, start: int, size_bytes: int) -> View:
+        """`size_bytes`, at least one, from byte `start` on, for `torch.as_tensor`."""
+        return View(self, self.address + start, size_bytes)
 
     def _kind(self) -> Any:
         kind = driver().CUmemAllocationProp()
@@ -76,6 +89,23 @@ class Region:
         access.location = self._kind().location
         access.flags = driver().CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
         return access
+
+
+class View:
+    """Bytes of a region in the form that array libraries share GPU memory in; keeps the region while it is used.
+
+    The form: https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+    """
+
+    def __init__(self, region: Region, address: int, size_bytes: int) -> None:
+        self._region = region
+        self.__cuda_array_interface__ = {
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
 
 
 def _least_granularity() -> Any:

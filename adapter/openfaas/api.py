@@ -210,7 +210,7 @@ class Api:
         return web.Response(text="OK")
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        body = self._gateway.metrics.text(self._gateway.fleets.values())
+        body = self._gateway.metrics.text(self._gateway.fleets.values(), self._gateway.gpus)
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def unsupported(self, request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from prometheus_client import (
 
 from adapter import __version__
 from adapter.openfaas.fleet import Fleet
+from adapter.openfaas.gpus import Gpus
 from adapter.records import StartRecord
 
 _SECONDS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300)
@@ -39,6 +40,10 @@ class Metrics:
         self.service_count = self._gauge("gateway_service_count", "Replicas that are wanted", *by_name)
         self.replicas = self._gauge("gpufn_replicas", "Replicas", "function", "state")
         self.waiting = self._gauge("gpufn_requests_waiting", "Requests that wait for a replica", "function")
+        device = ("uuid", "model")
+        self.gpu_memory = self._gauge("gpufn_gpu_memory_bytes", "Memory of a GPU or MIG slice", *device)
+        self.gpu_held = self._gauge("gpufn_gpu_memory_held_bytes", "Of it, what replicas hold", *device)
+        self.gpu_waiting = self._gauge("gpufn_gpu_waiting", "Replicas that wait for a GPU")
         self.cold_starts = self._counter(
             "gpufn_cold_starts", "Starts of replicas, by the rung that served", "function", "mode"
         )
@@ -79,8 +84,8 @@ class Metrics:
         for skipped in record.skipped:
             self.skipped.labels(function, skipped.rung.value, skipped.code).inc()
 
-    def text(self, fleets: Iterable[Fleet]) -> bytes:
-        """The exposition, with what `fleets` are at this moment."""
+    def text(self, fleets: Iterable[Fleet], gpus: Gpus) -> bytes:
+        """The exposition, with what `fleets` and `gpus` are at this moment."""
         for gauge in (self.service_count, self.replicas, self.waiting):
             gauge.clear()
         for fleet in fleets:
@@ -89,4 +94,9 @@ class Metrics:
             self.waiting.labels(name).set(fleet.waiting)
             for state, count in Tally(member.state.value for member in fleet.members.values()).items():
                 self.replicas.labels(name, state).set(count)
+        for row in gpus.rows():
+            device = row["uuid"], row["model"]
+            self.gpu_memory.labels(*device).set(row["memory_bytes"])
+            self.gpu_held.labels(*device).set(row["memory_bytes"] - row["free_bytes"])
+        self.gpu_waiting.set(len(gpus.waiting()))
         return generate_latest(self.registry)

@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ class Entrypoint:
         self._snapshotter = Background()
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
-        self._runtime_dir = Path(settings.runtime_dir or tempfile.mkdtemp(prefix="gpufn-"))
+        self._temporary = ExitStack()  # folders that go with us
+        self._runtime_dir = Path(settings.runtime_dir or self._temporary_folder())
         self._model = ModelProcess(self._loop, self._runtime_dir, self._on_status)
         self._caches = Caches(self._runtime_dir)
         self._wanted: Wanted | None = None
@@ -121,10 +122,14 @@ class Entrypoint:
         self._listen_for_models()
         self._listen_for_scrapes()
         self._begin_start(self._began_ns)
-        while self._state is not State.GONE:
-            self._loop.turn()
+        with self._temporary:
+            while self._state is not State.GONE:
+                self._loop.turn()
         self._say(EventName.STOPPED)
         return 0
+
+    def _temporary_folder(self) -> str:
+        return self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="gpufn-", ignore_cleanup_errors=True))
 
     def _say(self, name: EventName, **fields: Any) -> None:
         say(self._events_fd, Event(name, time.time_ns(), fields))
@@ -164,7 +169,7 @@ class Entrypoint:
     def _listen_for_models(self) -> None:
         path = str(self._runtime_dir / "c")
         if len(path.encode()) > _SOCKET_PATH_LIMIT_BYTES:
-            path = tempfile.mkdtemp(prefix="gpufn-") + "/c"
+            path = self._temporary_folder() + "/c"
         self._channel_path = path
         listener = listen(path)
         self._loop.watch(listener.fileno(), lambda: self._meet_model(listener))

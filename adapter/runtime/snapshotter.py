@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import selectors
-import shutil
 import signal
 import sys
 import tempfile
@@ -55,16 +54,16 @@ class Snapshotter:
         self._environ = environ
         self._wanted = Wanted.of(settings, read_handler_shape(Path(settings.folder)), environ)
         self._birth = Birth(settings.folder, self._wanted.device, Rung.LOAD, settings.body_limit_bytes)
-        self._caches = Path(tempfile.mkdtemp(prefix="compile-", dir=settings.runtime_dir or None))
+        self._caches = Path()  # while it runs: where its processes keep what they compile
         self._compiled: Snapshot | None = None
 
     def run(self) -> dict[str, Any]:
         """What was published: ``{"key", "bytes", "seconds", …}``. Raises `AdapterError`, `OSError`."""
         started = time.monotonic()
-        try:
+        parent = self._wanted.settings.runtime_dir or None
+        with tempfile.TemporaryDirectory(prefix="compile-", dir=parent, ignore_cleanup_errors=True) as folder:
+            self._caches = Path(folder)
             snapshot = self._all()
-        finally:
-            shutil.rmtree(self._caches, ignore_errors=True)
         copied = {name: snapshot.facts[name] for name in ("copied_bytes",) if name in snapshot.facts}
         seconds = round(time.monotonic() - started, 3)
         return {"key": snapshot.key, "bytes": snapshot.size_bytes, **copied, "seconds": seconds}

@@ -3,8 +3,9 @@
 `save` writes what `load` made; `fill` gives it to what `build` made, bit for bit: tied tensors stay
 tied, strides stay, non-persistent buffers are there. On the CPU the parameters are private mappings:
 replicas share the page cache, and a replica that writes to one gets a page of its own. On a GPU they are
-streamed (`adapter.gpu.stream`). `release` gives up the memory of a model's weights before its process is
-snapshotted, `refill` brings it back after. The files are `weightsfile`'s. No pickle.
+streamed (`adapter.gpu.stream`) into memory that can leave and come back at the same addresses (`adapter.gpu.vmm`).
+`release` gives up the memory of a model's weights before its process is snapshotted, `refill` brings it back
+after. The files are `weightsfile`'s. No pickle.
 torch is imported where it is used, so that looking at a snapshot does not need it.
 """
 
@@ -14,17 +15,21 @@ import ctypes
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from adapter.errors import GpuError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
 from adapter.pagecache import ReadAhead, populate
 from adapter.snapshot.layout import Slot, Tensor, cut, end_bytes, slots_of, submodules_of
 from adapter.snapshot.tensorfile import Header
 from adapter.snapshot.weightsfile import DATA, INDEX, Index, reading, verify, writing
+
+if TYPE_CHECKING:
+    from adapter.gpu.vmm import Region
 
 __all__ = ["DATA", "INDEX", "fill", "read_ahead", "refill", "release", "save", "verify"]
 
@@ -72,14 +77,20 @@ def fill(model: object, folder: Path, device: str = "cpu") -> None:
 def release(model: object, folder: Path) -> int:
     """Give up the memory of the weights in `model` that `refill` can bring back from `folder`; returns the bytes.
 
-    The tensors stay what they are, without memory: nobody may use them until then. What is mapped from a
-    file stays mapped, since it is no memory of the process. Raises `SnapshotMismatch` with nothing given up.
+    The tensors stay what they are, without memory: nobody may use them until then. Those that `fill` put on a
+    GPU keep their addresses, which CUDA graphs have learned. What is mapped from a file stays mapped, since it
+    is no memory of the process. Raises `SnapshotMismatch` with nothing given up, `GpuError`.
     """
     import torch
 
     with reading(folder) as (_, _, index):
         homes = _homes(index, {slot.name: slot for slot in slots_of(model)})
-    given_up = 0
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    given_up, region = 0, _region_of(homes)
+    if region is not None and region.is_mapped:
+        region.unmap()
+        given_up += region.size_bytes
     for home in homes.values():
         if home.storage.resizable():
             given_up += home.storage.nbytes()
@@ -97,10 +108,15 @@ def refill(model: object, folder: Path) -> None:
     slots = {slot.name: slot for slot in slots_of(model)}
     with reading(folder) as (file, header, index):
         homes = _homes(index, slots)
-        released = {_key(home.storage): home for home in homes.values() if not home.storage.nbytes()}
+        region = _region_of(homes)
+        is_empty = region is not None and not region.is_mapped
+        if region is not None:
+            region.map()
+        released = {_key(home.storage): home for home in homes.values() if is_empty or not home.storage.nbytes()}
         for home in released.values():
-            with _gpu_memory():
-                home.storage.resize_(home.storage_bytes)
+            if not home.storage.nbytes():
+                with _gpu_memory():
+                    home.storage.resize_(home.storage_bytes)
         sizes: dict[str, int] = defaultdict(int)
         for tensor in index.tensors:
             sizes[tensor.piece] = max(sizes[tensor.piece], tensor.end_bytes)
@@ -169,8 +185,7 @@ def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
 
     stored = header.tensors.values()
     if device.type == "cuda":
-        with _gpu_memory():
-            bases = {item.name: _empty(item.size_bytes, device) for item in stored}
+        bases = _on_gpu(header, device)
         _stream(file, [(header.data_at + item.start, bases[item.name]) for item in stored], device)
         return bases
     whole = _mapped(file)
@@ -184,6 +199,47 @@ def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
         )
         bases[item.name] = base.to(device)
     return bases
+
+
+def _on_gpu(header: Header, device: Any) -> dict[str, Any]:
+    """Memory for each stored tensor: in a region, or torch's where the driver has none (some virtual GPUs)."""
+    from adapter.gpu.vmm import Region
+
+    stored = header.tensors.values()
+    size = max((item.start + item.size_bytes for item in stored), default=0)
+    try:
+        region = Region(max(size, 1), _number(device))
+        region.map()
+    except GpuError as error:
+        if error.code == "gpu-out-of-memory":
+            raise
+        with _gpu_memory():
+            return {item.name: _empty(item.size_bytes, device) for item in stored}
+    _regions.add(region)
+    return {
+        item.name: _view(region, item.start, item.size_bytes, device) if item.size_bytes else _empty(0, device)
+        for item in stored
+    }
+
+
+_regions: WeakSet[Region] = WeakSet()
+"""Where weights are on GPUs, for as long as tensors are there."""
+
+
+def _region_of(homes: Mapping[str, _Home]) -> Region | None:
+    """The region in which all of them lie, with memory behind it or without. None: not all of them lie in one."""
+    addresses = [home.storage.data_ptr() for home in homes.values() if home.storage.nbytes()]
+    for region in _regions:
+        end = region.address + region.size_bytes
+        if addresses and all(region.address <= address < end for address in addresses):
+            return region
+    return None
+
+
+def _view(region: Region, start: int, size: int, device: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(region.view(start, size), device=device)
 
 
 def _mapped(file: IO[bytes]) -> mmap.mmap:
@@ -222,8 +278,14 @@ def _stream(file: IO[bytes], targets: list[tuple[int, Any]], device: Any) -> Non
     from adapter.gpu.stream import stream
 
     torch.cuda.current_stream(device).synchronize()  # it may still work on memory that torch hands out again
-    number = torch.cuda.current_device() if device.index is None else device.index
-    stream(file.fileno(), [(at, target.numel(), target.data_ptr()) for at, target in targets], device=number)
+    wanted = [(at, target.numel(), target.data_ptr()) for at, target in targets]
+    stream(file.fileno(), wanted, device=_number(device))
+
+
+def _number(device: Any) -> int:
+    import torch
+
+    return int(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _read_into(file: IO[bytes], at: int, target: memoryview) -> None:

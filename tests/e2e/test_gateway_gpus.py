@@ -85,6 +85,28 @@ def test_the_wait_is_a_phase_of_the_start(state_dir):
     run(scenario())
 
 
+def test_metrics_say_what_is_held_and_who_waits(state_dir):
+    async def scenario():
+        async with serving(state_dir, host(state_dir, GPU, SECOND)) as up:
+            await up.deploy("echo", gpu="0.5")
+            await up.call("echo")
+            async with up.client.get(f"{up.url}/metrics") as response:
+                samples = dict(
+                    line.rsplit(" ", 1)
+                    for line in (await response.text()).splitlines()
+                    if line.startswith("gpufn_gpu_")
+                )
+            assert {name: float(value) for name, value in samples.items()} == {
+                'gpufn_gpu_memory_bytes{model="NVIDIA L4",uuid="GPU-1"}': 24 * 2**30,
+                'gpufn_gpu_memory_bytes{model="NVIDIA L4",uuid="GPU-2"}': 24 * 2**30,
+                'gpufn_gpu_memory_held_bytes{model="NVIDIA L4",uuid="GPU-1"}': 12 * 2**30,
+                'gpufn_gpu_memory_held_bytes{model="NVIDIA L4",uuid="GPU-2"}': 0,
+                "gpufn_gpu_waiting": 0,
+            }
+
+    run(scenario())
+
+
 def test_functions_without_a_gpu_have_no_such_phase(state_dir):
     async def scenario():
         async with serving(state_dir, host(state_dir)) as up:

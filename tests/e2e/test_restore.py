@@ -83,6 +83,43 @@ def test_secrets_and_variables_are_there_for_requests_and_in_no_image(tmp_path, 
         assert b"a-token-of-mine" not in data, path
 
 
+MODEL = """
+import torch
+WORDS = 6_000_000
+
+def build(device):
+    with torch.device('meta'):
+        model = torch.nn.Module()
+        model.register_buffer('words', torch.empty(WORDS, dtype=torch.int64))
+        return model
+
+def load(device):
+    model = torch.nn.Module()
+    model.register_buffer('words', torch.full((WORDS,), int.from_bytes(b'a weight', 'little')))
+    return model
+
+def handle(event, context):
+    return str(int(context.model.words.sum()))
+"""
+WEIGHTS_BYTES = 48_000_000
+
+
+@pytest.mark.torch
+def test_weights_that_can_be_mapped_are_in_no_process_image(tmp_path, state_dir):
+    sizes = {}
+    for name, code in {"mapped": MODEL, "inside": MODEL.replace("def build", "def other")}.items():
+        write_function(tmp_path / name, "fn", code)
+        (state_dir / name).mkdir(parents=True)
+        answers, records = asyncio.run(lives(state_dir / name, tmp_path / name, 2))
+        assert len(set(answers)) == 1
+        assert records[1]["rung"] == "restore"
+        process = [path for path in images(state_dir / name) if path.parent.name == "images"]
+        sizes[name] = sum(path.stat().st_blocks * 512 for path in process)
+        weights = sum(_data_of(path).count(b"a weight" * 512) * 4096 for path in process)
+        assert weights == 0 if name == "mapped" else weights > 0.99 * WEIGHTS_BYTES
+    assert sizes["inside"] - sizes["mapped"] > 0.9 * WEIGHTS_BYTES
+
+
 def _data_of(path):
     """A sparse file's bytes without its holes."""
     from adapter.snapshot.checksum import CHUNK_BYTES, data_chunks
