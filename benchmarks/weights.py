@@ -1,8 +1,8 @@
 """Weights into memory against other loaders, the disk, and what replicas and streams cost: `weights_*` and others.
 
 Two gigabytes of random weights (`loaders.py`) are written once in each loader's format and loaded in turns: cold by
-a new process, when none of the file's pages is in the page cache, and then warm by another, with the pages as
-that left them. Warm loads take a twentieth of a second, so the best of some counts: what disturbs them only adds.
+a new process, when none of the file's pages is in the page cache, and then warm by another, some times, with the
+pages as that left them.
 Loaders live in an environment of their own, which is kept beside those of functions.
 """
 
@@ -122,20 +122,26 @@ class Rounds:
         return True
 
     def bars(self) -> Iterator[Bar]:
+        """Of each one's best turn, since what a machine and its disk do besides only adds: on virtual ones it
+        triples. Those of medians are kept beside them.
+        """
         for heat in ("warm", "cold"):
-            medians = {name: statistics.median(s) for (name, at), s in self._seconds.items() if at == heat}
-            ours = medians.pop("gpufn")
-            best = min(medians, key=medians.__getitem__)
-            runs = [{"best": best, **self._missing}, *({"gpufn": g, best: b} for g, b in self._pairs(best, heat))]
-            yield Bar.of(f"{self._prefix}_{heat}_over_best_peer", medians[best] / ours, "ratio", runs)
-            for name, seconds in {"gpufn": ours, **medians}.items():
-                rates = [round(self._bytes / s / _GB, 3) for s in self._seconds[name, heat]]
-                yield Bar.of(f"{self._prefix}_{heat}_{name}", self._bytes / seconds / _GB, "GB/s", rates)
-        disk = {how: statistics.median(rates) for how, rates in self._disk.items()}
-        cold = self._bytes / statistics.median(self._seconds["gpufn", "cold"])
-        yield Bar.of(f"{self._prefix}_cold_over_disk", cold / max(disk.values()), "ratio", [disk])
+            turns = {name: seconds for (name, at), seconds in self._seconds.items() if at == heat}
+            for called, of in (("", min), ("_median", statistics.median)):
+                values = {name: of(seconds) for name, seconds in turns.items()}
+                ours = values.pop("gpufn")
+                best = min(values, key=values.__getitem__)
+                runs = [{"best": best, **self._missing}, *({"gpufn": g, best: b} for g, b in self._pairs(best, heat))]
+                yield Bar.of(f"{self._prefix}_{heat}{called}_over_best_peer", values[best] / ours, "ratio", runs)
+            for name, seconds in turns.items():
+                rates = [round(self._bytes / s / _GB, 3) for s in seconds]
+                yield Bar.of(f"{self._prefix}_{heat}_{name}", max(rates), "GB/s", rates)
+        for called, rate_of in (("", max), ("_median", statistics.median)):
+            disk = {how: rate_of(rates) for how, rates in self._disk.items()}
+            cold = rate_of([self._bytes / s for s in self._seconds["gpufn", "cold"]])
+            yield Bar.of(f"{self._prefix}_cold{called}_over_disk", cold / max(disk.values()), "ratio", [disk])
         for how, rates in self._disk.items():
-            yield Bar.of(f"disk_{how}", disk[how] / _GB, "GB/s", [round(rate / _GB, 3) for rate in rates])
+            yield Bar.of(f"disk_{how}", max(rates) / _GB, "GB/s", [round(rate / _GB, 3) for rate in rates])
 
     def _pairs(self, best: str, heat: str) -> Iterator[tuple[float, float]]:
         ours, theirs = self._seconds["gpufn", heat], self._seconds[best, heat]
