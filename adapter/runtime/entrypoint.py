@@ -31,7 +31,7 @@ from adapter.runtime.background import NO_NEWS, Background
 from adapter.runtime.caches import Caches
 from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
-from adapter.runtime.gpu import Gpu, visible_device, why_not_park
+from adapter.runtime.gpu import Gpu, keeps_addresses, visible_device, why_not_park
 from adapter.runtime.ladder import PROCESS, Step, Wanted, device_of, plan
 from adapter.runtime.loop import Loop
 from adapter.runtime.model_process import ModelProcess
@@ -271,6 +271,7 @@ class Entrypoint:
             step.rung,
             self._settings.body_limit_bytes,
             weights=str(step.snapshot.path) if step.snapshot else "",
+            keeps_addresses=self._gpu is None or keeps_addresses(self._settings.gpu_capabilities),
         )
         if step.snapshot is not None:
             _read_ahead(str(step.snapshot.path))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapter.errors import GpuError
 from adapter.gpu.client import HelperClient, HelperProcess, start_helper, time_limit_s, timed_out
@@ -18,6 +19,9 @@ from adapter.gpu.wire import Answer, Operation
 from adapter.replica import base_environment
 from adapter.runtime.launch import python_path
 from adapter.runtime.loop import Loop
+
+if TYPE_CHECKING:
+    from adapter.gpu.capabilities import Verdict
 
 Then = Callable[[Answer], object]
 
@@ -134,17 +138,27 @@ def why_not_park(capabilities: str) -> GpuError | None:
 
     None where it says nothing against it, and where it is not there (yet): then it is tried.
     """
-    from adapter.gpu.capabilities import Capabilities, Feature  # late: nobody needs it to start
-
-    try:
-        verdict = Capabilities.from_json(Path(capabilities).read_text(encoding="utf-8")).verdicts[Feature.PLAIN]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if verdict.works is not False:
+    verdict = _verdict(capabilities, "plain")
+    if verdict is None or verdict.works is not False:
         return None
     return GpuError(
         "Processes on this machine's GPUs cannot be parked.", why=verdict.reason, hint=verdict.hint, code=verdict.code
     )
+
+
+def keeps_addresses(capabilities: str) -> bool:
+    """Whether weights may lie in reserved addresses: unless that file says that such memory cannot be parked."""
+    verdict = _verdict(capabilities, "virtual")
+    return verdict is None or verdict.works is not False
+
+
+def _verdict(capabilities: str, feature: str) -> Verdict | None:
+    from adapter.gpu.capabilities import Capabilities, Feature  # late: nobody needs it to start
+
+    try:
+        return Capabilities.from_json(Path(capabilities).read_text(encoding="utf-8")).verdicts[Feature(feature)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def visible_device(environ: Mapping[str, str]) -> str:

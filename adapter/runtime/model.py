@@ -80,7 +80,7 @@ def _make_model(handler: Handler, birth: Birth) -> Any:
         from adapter.snapshot import weights
 
         model = handler.make("build", birth.device)
-        weights.fill(model, Path(birth.weights), birth.device)
+        weights.fill(model, Path(birth.weights), birth.device, keeps_addresses=birth.keeps_addresses)
         return model
     return handler.make("load", birth.device) if handler.shape.has_load else None
 

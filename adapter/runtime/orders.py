@@ -26,7 +26,7 @@ _ORDERS_LIMIT_BYTES = 4 * 2**20
 @dataclass(frozen=True, slots=True)
 class Birth:
     """For the part before the snapshot point. `weights` is the folder of a weight snapshot to fill from,
-    `save_weights` one to write; either may be empty."""
+    `save_weights` one to write; either may be empty. `keeps_addresses`: see `adapter.snapshot.weights.fill`."""
 
     folder: str
     device: str
@@ -35,6 +35,7 @@ class Birth:
     weights: str = ""
     save_weights: str = ""
     for_snapshot: bool = False
+    keeps_addresses: bool = True
 
     def to_variable(self) -> str:
         return json.dumps(asdict(self))

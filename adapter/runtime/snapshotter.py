@@ -28,7 +28,7 @@ from adapter.gpu.wire import Operation
 from adapter.records import Rung
 from adapter.replica import ReplicaSettings
 from adapter.runtime.caches import Caches
-from adapter.runtime.gpu import visible_device
+from adapter.runtime.gpu import keeps_addresses, visible_device
 from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
@@ -53,7 +53,13 @@ class Snapshotter:
     def __init__(self, settings: ReplicaSettings, environ: dict[str, str]) -> None:
         self._environ = environ
         self._wanted = Wanted.of(settings, read_handler_shape(Path(settings.folder)), environ)
-        self._birth = Birth(settings.folder, self._wanted.device, Rung.LOAD, settings.body_limit_bytes)
+        self._birth = Birth(
+            settings.folder,
+            self._wanted.device,
+            Rung.LOAD,
+            settings.body_limit_bytes,
+            keeps_addresses=not self._on_gpu or keeps_addresses(settings.gpu_capabilities),
+        )
         self._caches = Path()  # while it runs: where its processes keep what they compile
         self._compiled: Snapshot | None = None
 

@@ -50,9 +50,11 @@ def save(model: object, folder: Path) -> None:
         writer.finish(tensors, training, complete=True)
 
 
-def fill(model: object, folder: Path, device: str = "cpu") -> None:
+def fill(model: object, folder: Path, device: str = "cpu", *, keeps_addresses: bool = True) -> None:
     """Give the modules in `model`, on whatever device (meta is the fast one), the saved weights on `device`.
 
+    On a GPU they come back to the same addresses after a `release`, unless `keeps_addresses` is false: for
+    drivers that checkpoint no process with memory of that kind.
     Raises `SnapshotCorrupt` for files that are not what `save` writes or that the disk cannot read,
     `SnapshotMismatch` naming the tensor for a model that is not the saved one, `GpuError`.
     Contents are not checked here: see `verify`.
@@ -62,7 +64,7 @@ def fill(model: object, folder: Path, device: str = "cpu") -> None:
     slots = {slot.name: slot for slot in slots_of(model)}
     with reading(folder) as (file, header, index):
         places = _places(index, slots)
-        bases = _bases(file, header, torch.device(device))
+        bases = _bases(file, header, torch.device(device), keeps_addresses=keeps_addresses)
     with torch.no_grad():
         for tensor in index.tensors:
             _assign(places[tensor.names[0]], tensor, bases[tensor.piece])
@@ -179,13 +181,14 @@ def _check_fit(slot: Slot, tensor: Tensor) -> None:
         )
 
 
-def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
+def _bases(file: IO[bytes], header: Header, device: Any, *, keeps_addresses: bool) -> dict[str, Any]:
     """The bytes of each stored tensor as a uint8 tensor with a storage of its own on `device`."""
     import torch
 
     stored = header.tensors.values()
     if device.type == "cuda":
-        bases = _on_gpu(header, device)
+        region = _mapped_region(header, device) if keeps_addresses else None
+        bases = _on_gpu(header, device, region)
         _stream(file, [(header.data_at + item.start, bases[item.name]) for item in stored], device)
         return bases
     whole = _mapped(file)
@@ -201,25 +204,31 @@ def _bases(file: IO[bytes], header: Header, device: Any) -> dict[str, Any]:
     return bases
 
 
-def _on_gpu(header: Header, device: Any) -> dict[str, Any]:
-    """Memory for each stored tensor: in a region, or torch's where the driver has none (some virtual GPUs)."""
+def _mapped_region(header: Header, device: Any) -> Region | None:
+    """Reserved addresses with memory for all of them; None where the driver has none (some virtual GPUs)."""
     from adapter.gpu.vmm import Region
 
-    stored = header.tensors.values()
-    size = max((item.start + item.size_bytes for item in stored), default=0)
+    size = max((item.start + item.size_bytes for item in header.tensors.values()), default=0)
     try:
         region = Region(max(size, 1), _number(device))
         region.map()
     except GpuError as error:
         if error.code == "gpu-out-of-memory":
             raise
-        with _gpu_memory():
-            return {item.name: _empty(item.size_bytes, device) for item in stored}
+        return None
     _regions.add(region)
-    return {
-        item.name: _view(region, item.start, item.size_bytes, device) if item.size_bytes else _empty(0, device)
-        for item in stored
-    }
+    return region
+
+
+def _on_gpu(header: Header, device: Any, region: Region | None) -> dict[str, Any]:
+    """Memory for each stored tensor, in the region or of torch's own."""
+    with _gpu_memory():
+        return {
+            item.name: _view(region, item.start, item.size_bytes, device)
+            if region is not None and item.size_bytes
+            else _empty(item.size_bytes, device)
+            for item in header.tensors.values()
+        }
 
 
 _regions: WeakSet[Region] = WeakSet()

@@ -149,6 +149,11 @@ def test_a_driver_without_reserved_addresses_gets_plain_memory(simulated: Simula
     assert ran(simulated, tmp_path, 'weights.fill(model, folder, "cuda"); check(); print(len(views))') == ["0"]
 
 
+def test_a_driver_that_cannot_park_such_memory_gets_plain_memory(simulated: Simulated, tmp_path: Path) -> None:
+    program = 'weights.fill(model, folder, "cuda", keeps_addresses=False); check(); print(len(views), len(own) > 5)'
+    assert ran(simulated, tmp_path, program) == ["0 True"]
+
+
 def test_no_room_when_the_weights_come_back_is_said_so_and_can_be_tried_again(
     simulated: Simulated, tmp_path: Path
 ) -> None:
