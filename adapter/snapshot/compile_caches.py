@@ -1,13 +1,15 @@
 """What compilers made while a model warmed up, kept so that the next start need not compile again.
 
-    FOLDER/{inductor,triton,cuda}    live caches of one model process: its variables point there
-    BUNDLE                           all of their files with their times, in a snapshot of its own
+    FOLDER/{inductor,triton,cuda,engines}  live caches of one model process: its variables point there
+    BUNDLE                                 all of their files with their times, in a snapshot of its own
 
 TorchInductor, Triton and the CUDA driver's JIT find what is theirs by content, so the folder may be another
 one each time. Their files are code: a bundle is made by the snapshotter, whose process no request has
 reached, and used like all snapshots only after its checksum was found right, within one tenant's function.
+Engines that a handler builds itself (TensorRT and its like) go where GPUFN_ENGINE_CACHE says.
 Variables: https://docs.pytorch.org/docs/stable/torch.compiler_troubleshooting.html (TORCHINDUCTOR_CACHE_DIR),
-Triton's knobs (TRITON_CACHE_DIR), CUDA C Programming Guide, "Just-in-Time Compilation" (CUDA_CACHE_PATH).
+Triton's knobs (TRITON_CACHE_DIR), CUDA C Programming Guide, "Just-in-Time Compilation" (CUDA_CACHE_PATH),
+ONNX Runtime's TensorRT provider (ORT_TENSORRT_CACHE_PATH).
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ BUNDLE = "compile.tar"
 LIMIT_BYTES = 2**30
 """Of a bundle. What is older than the newest gigabyte is compiled again."""
 
-_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
+_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",
+    "ORT_TENSORRT_CACHE_PATH": "engines",
+    "GPUFN_ENGINE_CACHE": "engines",
+}
 _MTIME = "GPUFN.mtime_ns"
 
 
@@ -82,7 +90,7 @@ def unpack(bundle: Path, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for name in _CACHES.values():
+    for name in sorted(set(_CACHES.values())):
         for parent, _, names in os.walk(folder / name):
             for entry in names:
                 path = Path(parent, entry)

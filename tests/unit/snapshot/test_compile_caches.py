@@ -35,7 +35,10 @@ def read(folder):
 
 
 def test_the_variables_of_all_compilers_point_into_the_folder(tmp_path):
-    assert set(variables(tmp_path)) == {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"}
+    assert set(variables(tmp_path)) == {
+        *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"),
+        *("ORT_TENSORRT_CACHE_PATH", "GPUFN_ENGINE_CACHE"),
+    }
     assert all(value.startswith(f"{tmp_path}/") for value in variables(tmp_path).values())
 
 
