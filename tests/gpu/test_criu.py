@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ class Pipes:
             os.close(descriptor)
 
 
+def inherited(beyond):
+    """Descriptors that whoever runs the tests left open for children: CRIU may not know where they lead."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own
+            if int(name) >= beyond and os.get_inheritable(int(name)):
+                yield int(name)
+
+
 def start(machine, pipes):
     """`tests.gpu.program` with those pipes and nothing else open; its process id."""
     if os.getpid() < _LEAST_PROCESS_ID:
@@ -62,7 +71,10 @@ def start(machine, pipes):
         sys.executable,
         [sys.executable, "-m", "tests.gpu.program"],
         {**os.environ, **machine.environment, "PYTHONPATH": str(REPOSITORY)},
-        file_actions=[(os.POSIX_SPAWN_DUP2, source, theirs) for theirs, source in enumerate(sources)],
+        file_actions=[
+            *((os.POSIX_SPAWN_DUP2, source, theirs) for theirs, source in enumerate(sources)),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in inherited(beyond=len(sources))),
+        ],
         setsid=True,
     )
     for descriptor in sources:
