@@ -22,6 +22,8 @@ PARKING = {**ON_GPU, "gpufn.dev/park": "1s"}
 RUNS = 3
 _PARK_S = 150.0
 """The first park comes after its snapshots were taken."""
+_TOLD_S = 10.0
+"""A start's record comes after its answer."""
 
 
 def by_rung(
@@ -61,10 +63,12 @@ def resume(session: Session, subject: Subject) -> float:
     """Seconds of one call while the function is parked. Raises `RuntimeError`."""
     name = subject.name
     session.wait(lambda: [r["state"] for r in session.replicas(name)] == ["parked"], f"{name} is parked", _PARK_S)
+    before = session.starts(name, 1)[0]
     answer = session.call(name, subject.body, headers=subject.headers)
     if answer.status != 200 or not subject.is_right(answer):
         raise RuntimeError(f"{name} answered {answer.status} {answer.body[:300]!r} after it was parked")
-    rung = session.starts(name, 1)[0]["rung"]
-    if rung != "resume":
-        raise RuntimeError(f"{name} came up by {rung}, not by resume: {session.starts(name, 1)}")
+    session.wait(lambda: session.starts(name, 1)[0] != before, f"{name} has told of its start", _TOLD_S)
+    record = session.starts(name, 1)[0]
+    if record["rung"] != "resume":
+        raise RuntimeError(f"{name} came up by {record['rung']}, not by resume: {record}")
     return subject.seconds(answer)
