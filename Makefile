@@ -2,6 +2,7 @@
 
 SHELL := /bin/sh
 BIN := .venv/bin
+CACHE := $(or $(GPUFN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpufn)
 # Modules are compiled once, not at each start.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
@@ -25,17 +26,27 @@ criu: ## Put a private CRIU into ~/.local/share/gpufn/criu; the system stays as 
 try-criu:
 	@scripts/install-criu.sh || echo "make: going on without CRIU: no process snapshots" >&2
 
+.PHONY: images
+images: ## Make what the tests of images share, kept in ~/.cache/gpufn: the base images and the buildpack lifecycle
+	@scripts/install-lifecycle.sh $(CACHE)/lifecycle
+	@scripts/base-image.sh --with python3-torch --lifecycle $(CACHE)/lifecycle
+
+# They need root, Docker, Debian's tools and Go; where these are missing their tests say so (in CI: fail).
+.PHONY: try-images
+try-images:
+	@$(MAKE) --no-print-directory images || echo "make: going on without base images: no tests of images" >&2
+
 .PHONY: demo
 demo: setup try-criu ## Wake a real model function from zero, plain and from its snapshot, and show the difference
 	@$(BIN)/python -m scripts.demo
 
 .PHONY: test
-test: setup try-criu lint types imports ## Run everything: lint, types, import rules, and all tests
+test: setup try-criu try-images lint types imports ## Run everything: lint, types, import rules, and all tests
 	$(BIN)/pytest
 
 .PHONY: check
 check: setup lint types imports ## Run the fast part: no models, no CRIU, no servers
-	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu"
+	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu and not images"
 
 .PHONY: gpu-test
 gpu-test: setup try-criu ## Run the GPU tests on this machine's GPU, or on the simulated one, and say which

@@ -8,11 +8,13 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.images.machine import why_not as _without_images
 from tests.stubs.build import build, why_not as why_no_stubs
 from tests.stubs.simulated import Simulated
 
@@ -57,11 +59,17 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-NEEDS = {"criu": _without_criu, "torch": _without_torch, "faas_cli": _without_faas_cli, "gpu": _without_gpu}
+NEEDS: dict[str, Callable[[], str]] = {
+    "criu": _without_criu,
+    "torch": _without_torch,
+    "faas_cli": _without_faas_cli,
+    "gpu": _without_gpu,
+    "images": _without_images,
+}
 """Markers of what a machine may lack, and what says why."""
 
-REQUIRED_IN_CI = {"criu", "torch", "gpu"}
-"""`make setup` and `make criu` bring these, and what a GPU is simulated with: where they are missing in CI, something is broken."""
+REQUIRED_IN_CI = {"criu", "torch", "gpu", "images"}
+"""`make setup`, `make criu` and .ci/run bring these, and what a GPU is simulated with: where they are missing in CI, something is broken."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
