@@ -115,7 +115,7 @@ def fetch_weights(
     try:
         draft.mkdir(parents=True)
         tools = weights_layer.Tools(function_folder, python, dict(environ or {}))
-        made = weights_layer.make(source, config.include, config.dtype, draft, tools, progress)
+        made = weights_layer.make(source, config.include, config.dtype, draft, tools, progress, identity=identity)
         _publish(made.folder, target, draft)
     except OSError as exc:
         raise disk_error(exc, "the weights") from exc

@@ -17,9 +17,9 @@ from adapter.keys import MODEL_DIR
 from adapter.packaging.weights_source import Entry, Progress, Source, checked, disk_error, is_safe, unsafe
 from adapter.replica import shim_path
 from adapter.snapshot.convert import convert
-from adapter.snapshot.weightsfile import DATA, INDEX
+from adapter.snapshot.image_weights import MODEL_FOLDER, SOURCE
+from adapter.snapshot.weightsfile import DATA
 
-MODEL_FOLDER = "model"
 MODEL_LINK = "model.safetensors"
 FIXED_TIME = 315_532_801
 """Time of every file: one second into 1980, as other builders of images have it."""
@@ -131,7 +131,16 @@ def _no_weights(names: Sequence[str]) -> SnapshotError:
     )
 
 
-def make(source: Source, patterns: Sequence[str], dtype: str, draft: Path, tools: Tools, progress: Progress) -> Made:
+def make(
+    source: Source,
+    patterns: Sequence[str],
+    dtype: str,
+    draft: Path,
+    tools: Tools,
+    progress: Progress,
+    *,
+    identity: str,
+) -> Made:
     """Fetch and convert into a folder below `draft`, which is the caller's to remove. Raises `AdapterError`, `OSError`."""
     entries = {entry.name: entry for entry in checked(source.entries(), source.pinned)}
     strange = tuple(sorted(name for name in entries if not is_safe(name)))
@@ -155,6 +164,8 @@ def make(source: Source, patterns: Sequence[str], dtype: str, draft: Path, tools
         tensors, more = _convert(path, layer, dtype, tools)
         left_out |= more
         os.symlink(f"../{DATA}", model / MODEL_LINK)
+    said = {"identity": identity, "source": source.pinned, "left_out": sorted(left_out)}
+    (layer / SOURCE).write_text(json.dumps(said) + "\n")
     size = _settle(layer)
     return Made(layer, choice.checkpoint is not None, tensors, size, tuple(sorted(left_out)), choice.note)
 
@@ -277,8 +288,3 @@ def _settle(layer: Path) -> int:
         os.chmod(folder, 0o755)  # noqa: S103  # a replica runs as another user
         os.utime(folder, (FIXED_TIME, FIXED_TIME))
     return size
-
-
-def has_snapshot(folder: Path) -> bool:
-    """Whether a folder that `make` wrote holds a weight snapshot."""
-    return (folder / INDEX).is_file()

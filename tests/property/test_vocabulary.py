@@ -97,7 +97,7 @@ def test_replica_bounds_hold(low, high, initial):
 def _setting(item):
     """A strategy for values of one field of `ReplicaSettings`, by its type."""
     default = item.default
-    if item.name in ("process_snapshot", "weight_snapshot"):
+    if item.name in ("process_snapshot", "weight_snapshot", "verify_weights"):
         return st.sampled_from(["auto", "on", "off"])
     if item.name == "resume":
         return st.sampled_from(["held", "asked"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,7 @@ from adapter.errors import AdapterError, ConfigError, SnapshotError
 from adapter.packaging.sources import WeightsConfig, fetch_weights, source_identity
 from adapter.snapshot.weightsfile import verify
 from adapter.spec import parse_spec
-
-
-def tensors(**values: list[float]) -> bytes:
-    """A safetensors file without torch: float32 vectors by name."""
-    header, data = {}, b""
-    for name, numbers in values.items():
-        part = struct.pack(f"<{len(numbers)}f", *numbers)
-        header[name] = {"dtype": "F32", "shape": [len(numbers)], "data_offsets": [len(data), len(data) + len(part)]}
-        data += part
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+from tests.fakes.checkpoints import safetensors
 
 
 @pytest.fixture
@@ -31,7 +20,7 @@ def function(tmp_path: Path) -> Path:
     folder = tmp_path / "function"
     (folder / "net").mkdir(parents=True)
     (folder / "handler.py").write_text("def handle(event, context): ...\n")
-    (folder / "net" / "model.safetensors").write_bytes(tensors(a=[1.0, 2.0], b=[3.0]))
+    (folder / "net" / "model.safetensors").write_bytes(safetensors(a=[1.0, 2.0], b=[3.0]))
     (folder / "net" / "config.json").write_text('{"size": 2}')
     return folder
 
@@ -67,7 +56,7 @@ def refused(function: Path, target: Path, config: WeightsConfig) -> AdapterError
 def test_a_folder_becomes_a_weight_snapshot_and_what_a_loader_needs(function, target):
     fetched = fetch_weights(NET, function, target)
     assert sorted(contents(target)) == [
-        "model", "model/config.json", "model/model.safetensors", "weights.json", "weights.safetensors"
+        "model", "model/config.json", "model/model.safetensors", "source.json", "weights.json", "weights.safetensors"
     ]  # fmt: skip
     verify(target)
     assert os.readlink(target / "model" / "model.safetensors") == "../weights.safetensors"
@@ -87,7 +76,7 @@ def test_the_same_input_gives_the_same_bytes_modes_and_times(function, target):
 def test_what_was_there_is_replaced_whole(function, target):
     fetch_weights(NET, function, target)
     (target / "stray").touch()
-    (function / "net" / "model.safetensors").write_bytes(tensors(c=[9.0]))
+    (function / "net" / "model.safetensors").write_bytes(safetensors(c=[9.0]))
     assert fetch_weights(NET, function, target).tensors == 1
     assert not (target / "stray").exists()
     assert [path.name for path in target.parent.iterdir()] == ["weights"]
@@ -105,9 +94,9 @@ def test_what_was_there_stays_when_the_new_weights_fail(function, target):
 def test_shards_are_taken_as_their_index_names_them(function, target):
     net = function / "net"
     (net / "model.safetensors").unlink()
-    (net / "one.safetensors").write_bytes(tensors(a=[1.0]))
-    (net / "two.safetensors").write_bytes(tensors(b=[2.0]))
-    (net / "spare.safetensors").write_bytes(tensors(c=[2.0]))
+    (net / "one.safetensors").write_bytes(safetensors(a=[1.0]))
+    (net / "two.safetensors").write_bytes(safetensors(b=[2.0]))
+    (net / "spare.safetensors").write_bytes(safetensors(c=[2.0]))
     index = net / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     fetched = fetch_weights(NET, function, target)
@@ -214,13 +203,13 @@ def test_a_pipeline_of_several_models_is_kept_as_it_is(function, target):
     (function / "net" / "model.safetensors").unlink()
     for part in ("unet", "vae"):
         (function / "net" / part).mkdir()
-        (function / "net" / part / "model.safetensors").write_bytes(tensors(a=[1.0]))
+        (function / "net" / part / "model.safetensors").write_bytes(safetensors(a=[1.0]))
     assert not fetch_weights(NET, function, target).has_snapshot
     assert (target / "model" / "vae" / "model.safetensors").is_file()
 
 
 def test_include_says_which_of_several(function, target):
-    (function / "net" / "other.safetensors").write_bytes(tensors(z=[1.0]))
+    (function / "net" / "other.safetensors").write_bytes(safetensors(z=[1.0]))
     (function / "net" / "model.safetensors").rename(function / "net" / "large.safetensors")
     assert not fetch_weights(NET, function, target).has_snapshot
     config = WeightsConfig("./net", include=("other.*", "*.json"))
