@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from adapter.errors import ConfigError
 from adapter.keys import CONFIG_FILE
 from adapter.packaging import weights_layer
+from adapter.packaging.weights_download import is_loopback
 from adapter.packaging.weights_folder import FolderSource, digest_of
 from adapter.packaging.weights_source import Progress, Source, disk_error, silent
 from adapter.spec import FunctionSpec
@@ -154,7 +155,7 @@ def source_of(config: WeightsConfig, function_folder: Path, *, token_file: Path 
 def _check(config: WeightsConfig) -> None:
     """Raises `ConfigError` for a source that is of no form, or that does not say exactly what it is."""
     where, source = f"{CONFIG_FILE}: weights", config.source
-    hub, oci, url = _HUB.fullmatch(source), _OCI.fullmatch(source), urlsplit_or_none(source)
+    hub, oci = _HUB.fullmatch(source), _OCI.fullmatch(source)
     if source.startswith("./") and len(source) > len("./"):
         wants_digest = bool(config.digest)
     elif hub:
@@ -175,7 +176,7 @@ def _check(config: WeightsConfig) -> None:
                 code="weights-source",
             )
         wants_digest = False
-    elif url is not None:
+    elif _is_url(source):
         _check_url(where, source)
         wants_digest = True
     else:
@@ -219,18 +220,14 @@ def _check_url(where: str, source: str) -> None:
         )
 
 
-def urlsplit_or_none(source: str) -> object | None:
-    """The parts of an http or https URL with a host; None: it is none."""
+def _is_url(source: str) -> bool:
+    """Whether it is an http or https URL with a host."""
     try:
         parts = urlsplit(source)
         parts.port  # noqa: B018  # raises where it is no number
     except ValueError:
-        return None
-    return parts if parts.scheme in {"http", "https"} and parts.hostname else None
-
-
-def is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 def _token(path: Path | None) -> str:
