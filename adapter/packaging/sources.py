@@ -29,6 +29,7 @@ from adapter.packaging import weights_layer
 from adapter.packaging.weights_download import is_loopback
 from adapter.packaging.weights_folder import FolderSource, digest_of
 from adapter.packaging.weights_source import Progress, Source, disk_error, silent
+from adapter.replica import shim_path
 from adapter.spec import FunctionSpec
 
 LAYOUT = 1
@@ -101,13 +102,14 @@ def fetch_weights(
     token_file: Path | None = None,
     python: str = sys.executable,
     environ: Mapping[str, str] | None = None,
+    shim: Path | None = None,
     progress: Progress = silent,
 ) -> FetchedWeights:
     """Write the weights into the folder `target`, whole or not at all; what was there is replaced.
 
     `token_file` holds the hub's token, a build secret: it is read, sent to the hub, and is in no error and no file.
     `python` is the interpreter with the function's packages, and `environ` what it needs (``PYTHONPATH``): PyTorch
-    files and GGUF are converted with it. Raises `AdapterError`: nothing new is in `target` then.
+    files and GGUF are converted with it, by the package `adapter` in the folder `shim` (default: this one). Raises `AdapterError`: nothing new is in `target` then.
     """
     identity = source_identity(config, function_folder)
     source = source_of(config, function_folder, token_file=token_file)
@@ -115,7 +117,7 @@ def fetch_weights(
     draft = target.with_name(f".{target.name}.draft-{secrets.token_hex(4)}")
     try:
         draft.mkdir(parents=True)
-        tools = weights_layer.Tools(function_folder, python, dict(environ or {}))
+        tools = weights_layer.Tools(function_folder, python, dict(environ or {}), shim or Path(shim_path()))
         made = weights_layer.make(source, config.include, config.dtype, draft, tools, progress, identity=identity)
         _publish(made.folder, target, draft)
     except OSError as exc:

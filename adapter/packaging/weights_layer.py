@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from adapter.errors import ConfigError, SnapshotError
 from adapter.keys import MODEL_DIR
 from adapter.packaging.weights_source import Entry, Progress, Source, checked, disk_error, is_safe, unsafe
-from adapter.replica import shim_path
 from adapter.snapshot.convert import convert
 from adapter.snapshot.image_weights import MODEL_FOLDER, SOURCE
 from adapter.snapshot.weightsfile import DATA
@@ -57,6 +56,8 @@ class Tools:
     function_folder: Path
     python: str
     environ: Mapping[str, str]
+    shim: Path
+    """A folder with the package `adapter` and nothing that could stand before the function's packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ def _environment(layer: Path, tools: Tools) -> dict[str, str]:
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
     environ = {name: os.environ[name] for name in wanted if name in os.environ}
     environ.update(tools.environ)
-    path = [shim_path(), *filter(None, [tools.environ.get("PYTHONPATH")])]
+    path = [str(tools.shim), *filter(None, [tools.environ.get("PYTHONPATH")])]
     return {
         **environ,
         "PYTHONPATH": os.pathsep.join(path),

@@ -1,15 +1,15 @@
-"""An HTTP server on loopback that gives one file, with faults in the order in which they are asked for."""
+"""An HTTP server on loopback that gives files, with faults in the order in which they are asked for."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Gives `body` at every path. `faults` are taken one a request; when they are used up, all is well.
+    """Gives what `pages` has at a path, else `body`; no body: 404. `faults` are taken one a request; when they are used up, all is well.
 
     "cut" ends the connection in the middle, "hang" says nothing more there until `go_on` is set, "whole" does not
     know ranges, "hole" answers a range with a later one, "changed" gives another file under another tag, a number is a
@@ -18,9 +18,10 @@ class FileServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, body: bytes, *faults: str) -> None:
+    def __init__(self, body: bytes, *faults: str, pages: Mapping[str, bytes] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.body = body
+        self.pages = dict(pages or {})
         self.faults = list(faults)
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -38,6 +39,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         fault = server.faults.pop(0) if server.faults else ""
+        if not fault and self.path not in server.pages and not server.body:
+            fault = "404"
         server.asked.append(self.headers.get("Range", ""))
         server.headers.append(dict(self.headers.items()))
         if fault.isdecimal() or fault.startswith("->"):
@@ -52,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._give(fault)
 
     def _give(self, fault: str) -> None:
-        body, tag = self.server.body, f'"{hash(self.server.body)}"'
+        body = self.server.pages.get(self.path, self.server.body)
+        tag = f'"{hash(body)}"'
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         if fault == "whole" or self.headers.get("If-Range", tag) != tag:
             start = 0
