@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adapter.errors import ConfigError
-from adapter.keys import ENV_PREFIX, SECRETS_PATH
+from adapter.keys import ENV_PREFIX, SECRETS_PATH, SNAPSHOT_PATH
 from adapter.units import parse_duration_s, parse_size_bytes
 
 
@@ -63,7 +63,12 @@ class ReplicaSettings:
     folder: str = _variable("GPUFN_FOLDER", str, "/function", "function folder: handler.py and its neighbours")
     python: str = _variable("GPUFN_PYTHON", str, "", "interpreter with the function's packages; empty: our own")
     runtime_dir: str = _variable("GPUFN_RUNTIME_DIR", str, "", "private folder of this replica; empty: a temporary one")
-    snapshot_dir: str = _variable("GPUFN_SNAPSHOT_DIR", str, "", "snapshot store; empty: no snapshots")
+    snapshot_dir: str = _variable(
+        "GPUFN_SNAPSHOT_DIR",
+        str,
+        "",
+        f"snapshot store; empty: no snapshots; not set: {SNAPSHOT_PATH} where that is mounted and can be written",
+    )
     snapshot_limit_bytes: int = _variable(
         "GPUFN_SNAPSHOT_LIMIT", parse_size_bytes, 20 * 2**30, "the store is kept below this, least recently used first"
     )
@@ -93,6 +98,12 @@ class ReplicaSettings:
     )
     weight_snapshot: str = _variable(
         "GPUFN_WEIGHT_SNAPSHOT", _when, "auto", "keep and map weight snapshots; auto: where `build` is defined"
+    )
+    weights_dir: str = _variable(
+        "GPUFN_WEIGHTS", str, "", "folder of the weights that the image brings; empty: it brings none"
+    )
+    verify_weights: str = _variable(
+        "GPUFN_VERIFY_WEIGHTS", _when, "auto", "compare their checksums: on, at each start; auto, once for each store"
     )
     device: str = _variable(
         "GPUFN_DEVICE", str, "", "device that `load` is given; empty: cuda:0 where there is one, else cpu"
@@ -126,9 +137,14 @@ class ReplicaSettings:
         return env
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> ReplicaSettings:
-        """Raises `ConfigError` naming the variable, its value and the accepted form."""
+    def from_env(cls, environ: Mapping[str, str], *, mounted: str = SNAPSHOT_PATH) -> ReplicaSettings:
+        """Raises `ConfigError` naming the variable, its value and the accepted form.
+
+        `mounted` is the store of who mounts a folder there and sets no variable, as `docker run -v` does.
+        """
         values: dict[str, Any] = {}
+        if os.path.isdir(mounted) and os.access(mounted, os.W_OK | os.X_OK):
+            values["snapshot_dir"] = mounted
         for item in fields(cls):
             for name in item.metadata["names"]:
                 text = environ.get(name)

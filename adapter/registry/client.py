@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -105,6 +105,29 @@ class Traffic:
     received_bytes: int = 0
     sent_bytes: int = 0
     requests: int = 0
+
+
+class _Growing(Protocol):
+    """Where the bytes of a blob go, in order."""
+
+    def __len__(self) -> int: ...
+    def __iadd__(self, piece: Any, /) -> Any: ...
+
+
+class _Written:
+    """Bytes that are somewhere else by now."""
+
+    def __init__(self, write: Callable[[memoryview], None]) -> None:
+        self._write = write
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iadd__(self, piece: Any) -> _Written:
+        self._write(memoryview(piece))
+        self._count += len(piece)
+        return self
 
 
 class Client:
@@ -287,6 +310,17 @@ class Client:
         Raises `SnapshotCorrupt` where it is longer, or is not what the digest says.
         """
         data = bytearray()
+        self._fill(digest, size, data)
+        return data
+
+    def save_blob(self, digest: str, size: int, write: Callable[[memoryview], None]) -> None:
+        """Give a blob of any size to `write`, piece by piece; only when this returns is it what the digest says.
+
+        Raises as `get_blob`, and what `write` raises, which is no `OSError`.
+        """
+        self._fill(digest, size, _Written(write))
+
+    def _fill(self, digest: str, size: int, data: _Growing) -> None:
         hasher = hashlib.sha256()
         failures = 0
         while True:
@@ -307,9 +341,8 @@ class Client:
             self._wait(failures, None)
         if "sha256:" + hasher.hexdigest() != digest:
             raise _not_as_asked(self._where, digest)
-        return data
 
-    def _receive(self, digest: str, size: int, data: bytearray, hasher: Any) -> AdapterError | None:
+    def _receive(self, digest: str, size: int, data: _Growing, hasher: Any) -> AdapterError | None:
         """Add what comes to `data` and to `hasher`; returns what cut it, if anything did."""
         headers = {"Range": f"bytes={len(data)}-"} if data else {}
         response = self._ask("GET", f"blobs/{digest}", headers=headers, ok=(200, 206), stream=True)

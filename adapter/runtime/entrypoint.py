@@ -270,11 +270,11 @@ class Entrypoint:
             wanted.device,
             step.rung,
             self._settings.body_limit_bytes,
-            weights=str(step.snapshot.path) if step.snapshot else "",
+            weights=step.weights,
             keeps_addresses=self._gpu is None or keeps_addresses(self._settings.gpu_capabilities),
         )
-        if step.snapshot is not None:
-            _read_ahead(str(step.snapshot.path))
+        if step.weights:
+            _read_ahead(step.weights)
         self._caches.bring(wanted)
         environment = launch.model_environment(self._environ, wanted.shared, birth, self._caches.folder)
         self._model.start(wanted.python, environment, self._orders(restored=False))
@@ -563,9 +563,7 @@ class Entrypoint:
         wanted = self._wanted
         if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
-        if rung is Rung.RESTORE or not (
-            wanted.takes_process_snapshots or wanted.takes_weight_snapshots or self._caches.are_new(wanted)
-        ):
+        if rung is Rung.RESTORE or not (wanted.lacks_snapshots(rung) or self._caches.are_new(wanted)):
             return
         self._snapshots_due = True
         if self._gpu is None:

@@ -22,14 +22,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import AdapterError, ConfigError, GpuError, NotFound, SnapshotError, Timeout
+from adapter.errors import AdapterError, ConfigError, GpuError, NotFound, SnapshotError, SnapshotMismatch, Timeout
 from adapter.gpu.client import HelperClient, start_helper
 from adapter.gpu.wire import Operation
 from adapter.records import Rung
 from adapter.replica import ReplicaSettings
 from adapter.runtime.caches import Caches
 from adapter.runtime.gpu import keeps_addresses, visible_device
-from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted
+from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted, Weights
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
 from adapter.snapshot import compile_caches
@@ -77,28 +77,41 @@ class Snapshotter:
     def _all(self) -> Snapshot:
         """The one that helps most of those that are there now."""
         weights = self._weights()
+        try:
+            return self._from_weights(weights)
+        except AdapterError as error:
+            if weights is None or weights.snapshot is not None or error.code != SnapshotMismatch.default_code:
+                raise
+            print(f"gpufn: the image's weights are not used: {error.message} {error.why}", file=sys.stderr, flush=True)
+        return self._from_weights(self._own_weights())
+
+    def _from_weights(self, weights: Weights | None) -> Snapshot:
         if self._wanted.takes_process_snapshots:
             return self._process(weights)
         if self._compiled is None and self._wanted.keeps_compile_caches:
             self._warm_for_caches(weights)
-        best = weights or self._compiled
+        best = (weights.snapshot if weights else None) or self._compiled
         if best is None:
             raise ConfigError("This function takes no snapshots.", code="snapshots-off")
         return best
 
-    def _weights(self) -> Snapshot | None:
-        """The weight snapshot, made where there is none; None where the function has no `build`."""
+    def _weights(self) -> Weights | None:
+        """What `build` is filled from, made where there are none; None where the function has no `build`."""
         if not self._wanted.takes_weight_snapshots:
             return None
         with suppress(NotFound):
-            return self._wanted.find(WEIGHTS)
+            return self._wanted.find_weights()
+        return self._own_weights()
+
+    def _own_weights(self) -> Weights:
         with self._building(weights_identity(self._wanted.identity), WEIGHTS) as draft:
             model = self._warm(replace(self._birth, save_weights=str(draft.path)))
             model.close()  # the end of its orders ends it
             os.waitpid(model.pid, 0)
-            return draft.publish({})
+            snapshot = draft.publish({})
+        return Weights(snapshot.path, snapshot.key, snapshot)
 
-    def _process(self, weights: Snapshot | None) -> Snapshot:
+    def _process(self, weights: Weights | None) -> Snapshot:
         try:
             criu = find_criu(self._environ)
         except SnapshotError:
@@ -174,10 +187,10 @@ class Snapshotter:
             )
         return visible_device(self._environ) or "the only one"
 
-    def _from(self, weights: Snapshot | None) -> Birth:
+    def _from(self, weights: Weights | None) -> Birth:
         return replace(self._birth, rung=Rung.START, weights=str(weights.path)) if weights else self._birth
 
-    def _warm_for_caches(self, weights: Snapshot | None) -> None:
+    def _warm_for_caches(self, weights: Weights | None) -> None:
         """Compile once more where nobody's requests are: what is kept is code."""
         _end(self._warm(self._from(weights)))
 

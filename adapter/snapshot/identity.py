@@ -26,12 +26,13 @@ _CONTENT_LIMIT_BYTES = 2**20
 _IGNORED = frozenset({"__pycache__", ".git", ".venv", "node_modules", "template", "build"})
 
 
-_WEIGHT_FIELDS = ("contract", "code", "packages", "variables")
+_WEIGHT_FIELDS = ("contract", "code", "packages", "variables", "weights")
+"""`weights` is there where the image brings some, which `load` may have read."""
 
 
 def weights_identity(identity: Mapping[str, str]) -> Identity:
     """The part of an identity that weights depend on: code and packages, not the machine."""
-    return {name: identity[name] for name in _WEIGHT_FIELDS}
+    return {name: identity[name] for name in _WEIGHT_FIELDS if name in identity}
 
 
 MACHINE_FIELDS = ("kernel", "cpu", "driver", "gpus")

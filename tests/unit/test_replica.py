@@ -67,3 +67,15 @@ def test_a_resume_line_names_its_devices(devices):
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
     assert Command.devices_in(line) == devices
+
+
+def test_a_folder_mounted_at_the_documented_place_is_the_store(tmp_path):
+    def found(environ, mounted):
+        return ReplicaSettings.from_env(environ, mounted=str(mounted)).snapshot_dir
+
+    assert found({}, tmp_path) == str(tmp_path)
+    assert found({}, tmp_path / "not-mounted") == ""
+    assert found({"GPUFN_SNAPSHOT_DIR": ""}, tmp_path) == ""
+    assert found({"GPUFN_SNAPSHOT_DIR": "/mine"}, tmp_path) == "/mine"
+    (tmp_path / "file").touch(mode=0o700)
+    assert found({}, tmp_path / "file") == ""
