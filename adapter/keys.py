@@ -37,6 +37,12 @@ READINESS_PATHS = frozenset({"/_/ready", "/health/readiness"})
 SECRETS_PATH = "/var/openfaas/secrets"
 """Where OpenFaaS handlers look for secrets: one file each, named as the secret."""
 
+SNAPSHOT_PATH = "/var/lib/gpufn/snapshots"
+"""Where a function image looks for its snapshots: a folder of the node, mounted there."""
+
+MODEL_DIR = "MODEL_DIR"
+"""Variable of a function whose image brings weights: the folder with the model's configuration and files."""
+
 # Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
 ENV_PREFIX = "GPUFN_"
 

@@ -121,6 +121,8 @@ class Field:
     form: Form
     default: Any
     doc: str
+    is_built_in: bool = False
+    """Part of the image: only the file says it, and `annotation` is refused with the reason."""
 
 
 FIELDS: tuple[Field, ...] = (
@@ -140,6 +142,10 @@ FIELDS: tuple[Field, ...] = (
     Field("process_snapshot", "snapshot", "process", "snapshot", _choice("auto", "on", "off"), "auto", "process snapshots; auto: where `load` is defined"),
     Field("weight_snapshot", "snapshot", "weights", "weights", _choice("auto", "on", "off"), "auto", "weight snapshots; auto: where `build` is defined"),
     Field("snapshot_env", "snapshot", "env", "snapshot-env", _words(), (), "variables that `load` needs; the snapshot holds their values"),
+    Field("weights_source", "weights", "source", "weights-source", _text(), "", "weights that the image brings: ./PATH, hf://ORG/NAME@REVISION, oci://REGISTRY/REPOSITORY@sha256:…, https://…; empty: none", is_built_in=True),
+    Field("weights_digest", "weights", "digest", "weights-digest", _text(), "", "sha256:… of what the source gives; a must for https://", is_built_in=True),
+    Field("weights_include", "weights", "include", "weights-include", _words(), (), "which files of the source, as patterns; empty: the checkpoint and the small files beside it", is_built_in=True),
+    Field("weights_dtype", "weights", "dtype", "weights-dtype", _choice("keep", "float32", "float16", "bfloat16"), "keep", "what a GGUF file becomes: kept as it is, or dequantised to this type", is_built_in=True),
     Field("price_class", "price", "class", "price-class", _text(), "standard", "row of the price plan that bills this function"),
     Field("tenant", "function", "tenant", "tenant", _text(), "default", "whose function this is: bills and snapshots are kept apart"),
 )  # fmt: skip
@@ -168,6 +174,10 @@ class FunctionSpec:
     process_snapshot: str
     weight_snapshot: str
     snapshot_env: tuple[str, ...]
+    weights_source: str
+    weights_digest: str
+    weights_include: tuple[str, ...]
+    weights_dtype: str
     price_class: str
     tenant: str
 
@@ -192,7 +202,14 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
             continue
         known = _BY_ANNOTATION.get(name)
         if known is None:
-            raise _unknown(name, "annotations", list(_BY_ANNOTATION))
+            raise _unknown(name, "annotations", [n for n, item in _BY_ANNOTATION.items() if not item.is_built_in])
+        if known.is_built_in:
+            raise ConfigError(
+                f"{name} cannot be an annotation.",
+                why="It says what is built into the image, which a deployment cannot change.",
+                hint=f"Write {known.key} under [{known.table}] in {source}, and build the image anew.",
+                code="built-in",
+            )
         values[known.name] = _value(known, text, f"annotation {name}")
     return _checked(values, source)
 

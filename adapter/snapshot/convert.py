@@ -7,23 +7,28 @@
 
 What comes out has the tensors of a `state_dict`: `weights.fill` leaves what it does not name (non-persistent
 buffers, ties that were written once) to `build`. Checkpoints are input by strangers: they are read with distrust.
+
+    python -m adapter.snapshot.convert SOURCE FOLDER [--names FILE] [--dtype TYPE]
+                    for builders, in an interpreter that has torch; one JSON line on stdout: the result or the error
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import re
 import stat
+import sys
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import ConfigError, SnapshotCorrupt, SnapshotError
+from adapter.errors import AdapterError, ConfigError, SnapshotCorrupt, SnapshotError
 from adapter.snapshot.layout import TORCH_TYPES, Slot, Tensor, cut
 from adapter.snapshot.tensorfile import ITEM_BYTES, read_header, size_bytes, without_repetition
 from adapter.snapshot.weightsfile import Part, writing
@@ -422,3 +427,36 @@ def _blocks(path: Path, name: str, tensor: Any, dtype: str, order: Any) -> _Bloc
             path, f"{tensor.name} is of the type {tensor.tensor_type.name}, which cannot be dequantised"
         ) from exc
     return _Blocks(name, dtype, shape, rows, tensor.tensor_type, order)
+
+
+# Command --------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 with ``{"tensors", "bytes", "left_out"}``, 1 with ``{"error": …}`` as `AdapterError.to_json` has it."""
+    parser = argparse.ArgumentParser(prog="python -m adapter.snapshot.convert")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--names", type=Path, help="file with a JSON list of the model's tensors (GGUF)")
+    parser.add_argument("--dtype", default="float32", help="what GGUF is dequantised to")
+    wanted = parser.parse_args(arguments)
+    try:
+        names = json.loads(wanted.names.read_bytes()) if wanted.names else ()
+        result: dict[str, object] = asdict(convert(wanted.source, wanted.folder, names=names, dtype=wanted.dtype))
+        failed = False
+    except AdapterError as error:
+        result, failed = error.to_json(), True
+    except ImportError as error:
+        missing = SnapshotError(
+            f"{wanted.source.name} cannot be converted.",
+            why=f"{error.name or error} is not installed in {sys.executable}.",
+            hint="Name it in the function's requirements, or bring the weights as safetensors, which need nothing.",
+            code="convert-needs",
+        )
+        result, failed = missing.to_json(), True
+    sys.stdout.write(json.dumps(result) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -182,3 +182,17 @@ def test_a_folder_without_a_handler_says_how_to_start_one(tmp_path):
     with pytest.raises(HandlerError) as caught:
         read_handler_shape(tmp_path)
     assert "gpufn init" in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["source", "digest", "include", "dtype"])
+def test_what_is_built_into_an_image_is_no_annotation(key):
+    with pytest.raises(ConfigError) as caught:
+        parse_spec({}, {f"gpufn.dev/weights-{key}": "x"})
+    assert caught.value.code == "built-in"
+    assert f"{key} under [weights] in gpufn.toml" in caught.value.hint
+
+
+def test_the_weights_of_an_image():
+    spec = parse_spec({"weights": {"source": "./model", "include": ["*.safetensors"], "dtype": "bfloat16"}}, {})
+    assert (spec.weights_source, spec.weights_include) == ("./model", ("*.safetensors",))
+    assert (spec.weights_dtype, spec.weights_digest) == ("bfloat16", "")
