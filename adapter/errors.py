@@ -47,6 +47,10 @@ class AdapterError(Exception):
         self.code = code or self.default_code
         self.retry_after_s = retry_after_s
 
+    def to_text(self) -> str:
+        """``✗ message  [code]``, then why and hint, indented; empty parts are left out."""
+        return "\n".join([f"✗ {self.message}  [{self.code}]", *(f"  {part}" for part in (self.why, self.hint) if part)])
+
     def to_json(self) -> dict[str, object]:
         """The body of an HTTP error: ``{"error": {"code", "message", "why", "hint"}}``."""
         return {"error": {"code": self.code, "message": self.message, "why": self.why, "hint": self.hint}}

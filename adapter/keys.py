@@ -17,8 +17,13 @@ HANDLER_FILE = "handler.py"
 CONFIG_FILE = "gpufn.toml"
 EXAMPLES_FOLDER = "examples"
 REQUIREMENTS_FILE = "requirements.txt"
+REQUIREMENTS_NODEPS_FILE = "requirements-nodeps.txt"
+"""Packages to install without what they depend on (``pip install --no-deps``)."""
 STACK_FILE = "stack.yaml"
 """OpenFaaS's: what `faas-cli deploy -f` reads."""
+
+SHIM_REQUIREMENTS = ("flask>=3.0,<4", "gunicorn>=27,<28")
+"""What the shim needs beside the function's own requirements."""
 
 # HTTP headers (the first three are OpenFaaS's).
 CALL_ID_HEADER = "X-Call-Id"

@@ -12,9 +12,7 @@ from adapter.errors import AdapterError
 
 def format_error(error: AdapterError) -> str:
     """``✗ message  [code]``, then why and hint, indented; empty parts are left out."""
-    lines = [f"✗ {error.message}  [{error.code}]"]
-    lines += [f"  {part}" for part in (error.why, error.hint) if part]
-    return "\n".join(lines)
+    return error.to_text()
 
 
 def report(error: AdapterError) -> int:

@@ -22,15 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapter.errors import ConfigError, Unavailable
-from adapter.keys import REQUIREMENTS_FILE
+from adapter.keys import REQUIREMENTS_FILE, REQUIREMENTS_NODEPS_FILE, SHIM_REQUIREMENTS
 
 logger = logging.getLogger(__name__)
-
-REQUIREMENTS_NODEPS_FILE = "requirements-nodeps.txt"
-"""Packages to install without what they depend on (``pip install --no-deps``)."""
-
-SHIM_REQUIREMENTS = ("flask>=3.0,<4", "gunicorn>=27,<28")
-"""What the shim needs beside the function's own requirements."""
 
 _MARKER = "gpufn-complete"
 
