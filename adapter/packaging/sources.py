@@ -26,15 +26,10 @@ from urllib.parse import urlsplit
 from adapter.errors import ConfigError
 from adapter.keys import CONFIG_FILE
 from adapter.packaging import weights_layer
-<<<<<<< HEAD
 from adapter.packaging.weights_download import is_loopback
 from adapter.packaging.weights_folder import FolderSource, digest_of
 from adapter.packaging.weights_source import Progress, Source, disk_error, silent
 from adapter.replica import shim_path
-=======
-from adapter.packaging.weights_folder import FolderSource, digest_of
-from adapter.packaging.weights_source import Progress, Source, disk_error, silent
->>>>>>> buildpack
 from adapter.spec import FunctionSpec
 
 LAYOUT = 1
@@ -107,21 +102,14 @@ def fetch_weights(
     token_file: Path | None = None,
     python: str = sys.executable,
     environ: Mapping[str, str] | None = None,
-<<<<<<< HEAD
     shim: Path | None = None,
-=======
->>>>>>> buildpack
     progress: Progress = silent,
 ) -> FetchedWeights:
     """Write the weights into the folder `target`, whole or not at all; what was there is replaced.
 
     `token_file` holds the hub's token, a build secret: it is read, sent to the hub, and is in no error and no file.
     `python` is the interpreter with the function's packages, and `environ` what it needs (``PYTHONPATH``): PyTorch
-<<<<<<< HEAD
     files and GGUF are converted with it, by the package `adapter` in the folder `shim` (default: this one). Raises `AdapterError`: nothing new is in `target` then.
-=======
-    files and GGUF are converted with it. Raises `AdapterError`: nothing new is in `target` then.
->>>>>>> buildpack
     """
     identity = source_identity(config, function_folder)
     source = source_of(config, function_folder, token_file=token_file)
@@ -129,13 +117,8 @@ def fetch_weights(
     draft = target.with_name(f".{target.name}.draft-{secrets.token_hex(4)}")
     try:
         draft.mkdir(parents=True)
-<<<<<<< HEAD
         tools = weights_layer.Tools(function_folder, python, dict(environ or {}), shim or Path(shim_path()))
         made = weights_layer.make(source, config.include, config.dtype, draft, tools, progress, identity=identity)
-=======
-        tools = weights_layer.Tools(function_folder, python, dict(environ or {}))
-        made = weights_layer.make(source, config.include, config.dtype, draft, tools, progress)
->>>>>>> buildpack
         _publish(made.folder, target, draft)
     except OSError as exc:
         raise disk_error(exc, "the weights") from exc
@@ -174,11 +157,7 @@ def source_of(config: WeightsConfig, function_folder: Path, *, token_file: Path 
 def _check(config: WeightsConfig) -> None:
     """Raises `ConfigError` for a source that is of no form, or that does not say exactly what it is."""
     where, source = f"{CONFIG_FILE}: weights", config.source
-<<<<<<< HEAD
     hub, oci = _HUB.fullmatch(source), _OCI.fullmatch(source)
-=======
-    hub, oci, url = _HUB.fullmatch(source), _OCI.fullmatch(source), urlsplit_or_none(source)
->>>>>>> buildpack
     if source.startswith("./") and len(source) > len("./"):
         wants_digest = bool(config.digest)
     elif hub:
@@ -199,11 +178,7 @@ def _check(config: WeightsConfig) -> None:
                 code="weights-source",
             )
         wants_digest = False
-<<<<<<< HEAD
     elif _is_url(source):
-=======
-    elif url is not None:
->>>>>>> buildpack
         _check_url(where, source)
         wants_digest = True
     else:
@@ -247,28 +222,14 @@ def _check_url(where: str, source: str) -> None:
         )
 
 
-<<<<<<< HEAD
 def _is_url(source: str) -> bool:
     """Whether it is an http or https URL with a host."""
-=======
-def urlsplit_or_none(source: str) -> object | None:
-    """The parts of an http or https URL with a host; None: it is none."""
->>>>>>> buildpack
     try:
         parts = urlsplit(source)
         parts.port  # noqa: B018  # raises where it is no number
     except ValueError:
-<<<<<<< HEAD
         return False
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
-=======
-        return None
-    return parts if parts.scheme in {"http", "https"} and parts.hostname else None
-
-
-def is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
->>>>>>> buildpack
 
 
 def _token(path: Path | None) -> str:

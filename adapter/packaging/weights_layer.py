@@ -15,18 +15,10 @@ from pathlib import Path, PurePosixPath
 from adapter.errors import ConfigError, SnapshotError
 from adapter.keys import MODEL_DIR
 from adapter.packaging.weights_source import Entry, Progress, Source, checked, disk_error, is_safe, unsafe
-<<<<<<< HEAD
 from adapter.snapshot.convert import convert
 from adapter.snapshot.image_weights import MODEL_FOLDER, SOURCE
 from adapter.snapshot.weightsfile import DATA
 
-=======
-from adapter.replica import shim_path
-from adapter.snapshot.convert import convert
-from adapter.snapshot.weightsfile import DATA, INDEX
-
-MODEL_FOLDER = "model"
->>>>>>> buildpack
 MODEL_LINK = "model.safetensors"
 FIXED_TIME = 315_532_801
 """Time of every file: one second into 1980, as other builders of images have it."""
@@ -64,11 +56,8 @@ class Tools:
     function_folder: Path
     python: str
     environ: Mapping[str, str]
-<<<<<<< HEAD
     shim: Path
     """A folder with the package `adapter` and nothing that could stand before the function's packages."""
-=======
->>>>>>> buildpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +132,6 @@ def _no_weights(names: Sequence[str]) -> SnapshotError:
     )
 
 
-<<<<<<< HEAD
 def make(
     source: Source,
     patterns: Sequence[str],
@@ -154,9 +142,6 @@ def make(
     *,
     identity: str,
 ) -> Made:
-=======
-def make(source: Source, patterns: Sequence[str], dtype: str, draft: Path, tools: Tools, progress: Progress) -> Made:
->>>>>>> buildpack
     """Fetch and convert into a folder below `draft`, which is the caller's to remove. Raises `AdapterError`, `OSError`."""
     entries = {entry.name: entry for entry in checked(source.entries(), source.pinned)}
     strange = tuple(sorted(name for name in entries if not is_safe(name)))
@@ -180,11 +165,8 @@ def make(source: Source, patterns: Sequence[str], dtype: str, draft: Path, tools
         tensors, more = _convert(path, layer, dtype, tools)
         left_out |= more
         os.symlink(f"../{DATA}", model / MODEL_LINK)
-<<<<<<< HEAD
     said = {"identity": identity, "source": source.pinned, "left_out": sorted(left_out)}
     (layer / SOURCE).write_text(json.dumps(said) + "\n")
-=======
->>>>>>> buildpack
     size = _settle(layer)
     return Made(layer, choice.checkpoint is not None, tensors, size, tuple(sorted(left_out)), choice.note)
 
@@ -284,11 +266,7 @@ def _environment(layer: Path, tools: Tools) -> dict[str, str]:
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
     environ = {name: os.environ[name] for name in wanted if name in os.environ}
     environ.update(tools.environ)
-<<<<<<< HEAD
     path = [str(tools.shim), *filter(None, [tools.environ.get("PYTHONPATH")])]
-=======
-    path = [shim_path(), *filter(None, [tools.environ.get("PYTHONPATH")])]
->>>>>>> buildpack
     return {
         **environ,
         "PYTHONPATH": os.pathsep.join(path),
@@ -311,11 +289,3 @@ def _settle(layer: Path) -> int:
         os.chmod(folder, 0o755)  # noqa: S103  # a replica runs as another user
         os.utime(folder, (FIXED_TIME, FIXED_TIME))
     return size
-<<<<<<< HEAD
-=======
-
-
-def has_snapshot(folder: Path) -> bool:
-    """Whether a folder that `make` wrote holds a weight snapshot."""
-    return (folder / INDEX).is_file()
->>>>>>> buildpack
