@@ -84,7 +84,13 @@ def default_of(item: Field) -> str:
 
 def gpufn_toml() -> str:
     rows = (
-        (f"`[{f.table}]` `{f.key}`", "–" if f.is_built_in else f"`{DOMAIN}/{f.annotation}`", default_of(f), f.form.accepted, f.doc)
+        (
+            f"`[{f.table}]` `{f.key}`",
+            "–" if f.is_built_in else f"`{DOMAIN}/{f.annotation}`",
+            default_of(f),
+            f.form.accepted,
+            f.doc,
+        )
         for f in FIELDS
     )
     return (
@@ -92,8 +98,7 @@ def gpufn_toml() -> str:
         f"A function asks for what it needs in `{CONFIG_FILE}` beside its handler. The annotation of a deployment wins over\n"
         "the key of the file, so that one image can be deployed with different policies. Unknown keys are refused, with\n"
         "the nearest known one; annotations of other domains are nobody's business here. Keys without an annotation are\n"
-        "built into the image.\n\n"
-        + table(("key", "annotation", "default", "written as", "meaning"), rows)
+        "built into the image.\n\n" + table(("key", "annotation", "default", "written as", "meaning"), rows)
     )
 
 

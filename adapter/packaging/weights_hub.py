@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from adapter.packaging.weights_folder import digest_of
 from adapter.packaging.weights_source import Entry, Progress, disk_error, other_digest
 
 _TIMEOUT_S = 30.0
+_ATTEMPTS = 4
+_PAUSE_S = 0.5
 _COPY_BYTES = 2**20
 _T = TypeVar("_T")
 
@@ -47,22 +50,32 @@ class HubSource:
         return [Entry(name, -1 if item.size is None else item.size) for name, item in self._files.items()]
 
     def fetch(self, entry: Entry, folder: Path, progress: Progress) -> Path:
-        hub = _library()
-        path = Path(
-            self._asked(
-                lambda: hub.hf_hub_download(
-                    self._name,
-                    entry.name,
-                    revision=self._commit,
-                    local_dir=folder,
-                    token=self._token,
-                    endpoint=self._endpoint,
-                )
-            )
-        )
+        path = self._download(entry, folder)
         self._check(entry, path)
         progress(entry.name, path.stat().st_size, path.stat().st_size)
         return path
+
+    def _download(self, entry: Entry, folder: Path) -> Path:
+        """What was cut goes on where it was cut: the library keeps what has come."""
+        hub = _library()
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                found = self._asked(
+                    lambda: hub.hf_hub_download(
+                        self._name,
+                        entry.name,
+                        revision=self._commit,
+                        local_dir=folder,
+                        token=self._token,
+                        endpoint=self._endpoint,
+                    )
+                )
+                return Path(found)
+            except Unavailable as error:
+                if error.code != "weights-unreachable" or attempt == _ATTEMPTS:
+                    raise
+            time.sleep(_PAUSE_S * attempt)
+        raise AssertionError("unreachable")
 
     def _check(self, entry: Entry, path: Path) -> None:
         item = self._files[entry.name]
