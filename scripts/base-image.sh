@@ -59,6 +59,11 @@ trim() { # TREE: what no function reads
     rm -rf "$tree"/usr/share/{doc,doc-base,info,lintian,locale,man}/* "$tree"/var/lib/dpkg/*-old "$tree"/tmp/*
     # Test programs that Debian's torch brings, 90 MB.
     rm -rf "$tree"/usr/lib/libtorch-test "$tree"/usr/lib/python3/dist-packages/torch/bin/test_*
+    # Nobody in a function's container becomes another user.
+    find "$tree" -xdev -type f -perm /6000 -exec chmod ug-s {} +
+    # The day on which it was made, as age of passwords that nobody has.
+    sed -i 's/^\([^:]*:[^:]*\):[0-9]*:/\1::/' "$tree/etc/shadow"
+    rm -f "$tree"/etc/{passwd,group,shadow,gshadow}-
     # Each machine writes its own.
     : >"$tree/etc/machine-id"
     rm -f "$tree"/etc/{hostname,resolv.conf}
@@ -68,6 +73,8 @@ add_user() { # TREE: at most one function process, never root
     echo "cnb:x:$user:$user::/home/cnb:/bin/sh" >>"$1/etc/passwd"
     echo "cnb:x:$user:" >>"$1/etc/group"
     install -d -o $user -g $user "$1/home/cnb"
+    # A volume that is mounted here for snapshots is the user's from the start.
+    install -d "$1/var/lib/gpufn" && install -d -o $user -g $user "$1/var/lib/gpufn/snapshots"
 }
 
 pack() { # TREE EPOCH TAR: no time newer than the packages', so that the same packages are the same bytes
