@@ -44,7 +44,7 @@ COMMANDS = {
     "starts": Entry("adapter.cli.starts", "Look", "Show how replicas came up, phase by phase."),
     "top": Entry("adapter.cli.top", "Look", "Show replicas as they are now."),
     "nodes": Entry("adapter.cli.nodes", "Look", "List GPUs and who holds them."),
-    "snapshot": Entry("adapter.cli.snapshot", "Snapshots", "Create, list, inspect and prune snapshots."),
+    "snapshot": Entry("adapter.cli.snapshot", "Snapshots", "Create, list, push, pull and prune snapshots."),
     "usage": Entry("adapter.cli.usage", "Usage", "Report GPU-seconds and what they cost."),
     "doctor": Entry("adapter.cli.doctor", "Help", "Say what works on this machine, and how to mend the rest."),
     "help": Entry("adapter.cli.help", "Help", "Show what a command is for and takes."),

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from adapter.cli import artifact
 from adapter.cli.kept import Kept, kept, may_go, remove
 from adapter.cli.output import (
     NOTHING,
@@ -36,10 +37,13 @@ _EMPTY = "They are taken after a function's first start, or by: gpufn snapshot c
 
 @click.group()
 def command() -> None:
-    """Create, list, inspect and prune snapshots.
+    """Create, list, inspect, push, pull and prune snapshots.
 
     A snapshot is a function's memory once it has loaded: replicas start from it instead of loading again.
     """
+
+
+artifact.register(command)
 
 
 @command.command("list")
@@ -56,16 +60,22 @@ def list_command(scope: Scope, state: Path | None, output: Output) -> None:
 
 
 @command.command("inspect")
-@click.argument("which", metavar="FUNCTION|KEY")
+@click.argument("which", metavar="FUNCTION|KEY|IMAGE")
 @click.option("--verify", "verifies", is_flag=True, help="Read all of it and compare checksums.")
 @namespace_option
+@artifact.plain_http_option
 @state_option
 @single_output_options
-def inspect_command(which: str, verifies: bool, namespace: str, state: Path | None, output: Output) -> None:
-    """Show one snapshot: of a function the newest, or that whose key begins so.
+def inspect_command(
+    which: str, verifies: bool, namespace: str, plain_http: bool, state: Path | None, output: Output
+) -> None:
+    """Show one snapshot: of a function the newest, or that whose key begins so. Of an image, those in its registry.
 
-    IDENTITY is what has to be equal for a replica to start from it.
+    IDENTITY is what has to be equal for a replica to start from it. What has a / or an @ is an image.
     """
+    if artifact.is_image(which):
+        artifact.inspect_image(which, plain_http, output)
+        return
     item = _choose(kept(_store(state)), which, namespace)
     if item.snapshot is None:
         raise SnapshotCorrupt(

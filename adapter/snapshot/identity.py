@@ -34,6 +34,20 @@ def weights_identity(identity: Mapping[str, str]) -> Identity:
     return {name: identity[name] for name in _WEIGHT_FIELDS}
 
 
+MACHINE_FIELDS = ("kernel", "cpu", "driver", "gpus")
+"""Fields that say on which machines a process snapshot fits, in or out of a container."""
+
+
+def machine_identity() -> Identity:
+    """`MACHINE_FIELDS` of the machine this runs on."""
+    return {
+        "kernel": platform.release(),
+        "cpu": _cpu_digest(),
+        "driver": _driver_version(),
+        "gpus": _gpu_models(),
+    }
+
+
 def key_of(identity: Mapping[str, str]) -> str:
     """Twenty hex digits that name the snapshot of this identity."""
     text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
@@ -58,11 +72,8 @@ def identity_of(folder: Path, python: str, variables: Mapping[str, str], device:
         "python": _interpreter(python),
         "packages": _packages_digest(python),
         "variables": _digest(f"{name}={value}" for name, value in sorted(variables.items())),
-        "kernel": platform.release(),
-        "cpu": _cpu_digest(),
         "device": device,
-        "driver": _driver_version(),
-        "gpus": _gpu_models(),
+        **machine_identity(),
     }
 
 

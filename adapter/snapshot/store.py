@@ -23,7 +23,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ FORMAT = 1
 _OWN_FILES = frozenset({MANIFEST, VERIFIED, USED, part_of(Path(VERIFIED)).name})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MANIFEST_LIMIT_BYTES = 2**20
+_RECEIVED = ".receiving-"
+_RECEIVED_FOR_S = 24 * 3600.0
+"""How long what has come of a copy waits for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,21 @@ class Store:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
+    @contextmanager
+    def receiving(self, tenant: str, function: str, identity: Identity, kind: str) -> Iterator[Draft]:
+        """As `building`, for a copy that comes in pieces: see `Draft.adopt`.
+
+        What has come stays when the block fails, and the next call finds it; after a day without one it goes.
+        """
+        folder = self.folder(tenant, function)
+        key = key_of(identity)
+        lock = folder / f".{kind}-{key}.lock"
+        with _lock(lock):
+            _sweep(folder, lock)
+            draft = folder / f"{_RECEIVED}{kind}-{key}"
+            _make_private(draft)
+            yield Draft(self, draft, folder / f"{kind}-{key}", kind, function, tenant, identity)
+
     def all(self, tenant: str | None = None, function: str | None = None) -> list[Snapshot]:
         """Every readable snapshot, newest first; damaged ones are left out (see `read_snapshot`)."""
         found = []
@@ -180,6 +198,26 @@ class Draft:
                 name = path.relative_to(self.path).as_posix()
                 files[name] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
                 sync(path)
+        return self._publish(facts, files, time.time_ns())
+
+    def adopt(self, facts: Mapping[str, Any], files: Mapping[str, Any], created_at_ns: int) -> Snapshot:
+        """Publish files that another store published with the entries `files`, and that are known to be the same.
+
+        Nothing is read again: the caller has compared every byte as it came. The folder has to hold exactly these
+        files, else `SnapshotCorrupt`. Raises `OSError`. Nothing is published then.
+        """
+        for name in files:
+            os.chmod(self.path / name, 0o400, follow_symlinks=False)
+            sync(self.path / name)
+        return self._publish(facts, files, created_at_ns, check=True)
+
+    def discard(self) -> None:
+        """Remove what is there of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _publish(
+        self, facts: Mapping[str, Any], files: Mapping[str, Any], created_at_ns: int, *, check: bool = False
+    ) -> Snapshot:
         manifest = {
             "format": FORMAT,
             "kind": self.kind,
@@ -187,12 +225,14 @@ class Draft:
             "tenant": self.tenant,
             "identity": self.identity,
             "facts": dict(facts),
-            "files": files,
-            "created_at_ns": time.time_ns(),
+            "files": dict(files),
+            "created_at_ns": created_at_ns,
         }
         write_whole(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
         write_whole(self.path / VERIFIED, json.dumps(_stats(self.path, files)).encode())
         write_whole(self.path / USED, b"")
+        if check:
+            read_snapshot(self.path)
         if os.path.lexists(self.target):
             discard(self.target)  # replaced, readable or damaged
         os.rename(self.path, self.target)
@@ -309,8 +349,25 @@ def _stats(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
     return found
 
 
+def _make_private(folder: Path) -> None:
+    """A folder of ours. Raises `SnapshotCorrupt` where something else has its name."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    _check_trusted(folder, directory=True)
+    os.utime(folder)  # it is in use again
+
+
 def _sweep(folder: Path, held: Path) -> None:
-    """Remove drafts whose builder died: its lock is free, or it is the one `held` here."""
+    """Remove drafts whose builder died: its lock is free, or it is the one `held` here; and old halves of copies."""
+    for draft in folder.glob(f"{_RECEIVED}*"):
+        kind, key = draft.name.removeprefix(_RECEIVED).split("-")[:2]
+        lock = folder / f".{kind}-{key}.lock"
+        try:
+            if time.time() - draft.lstat().st_mtime > _RECEIVED_FOR_S:
+                with nullcontext() if lock == held else _lock(lock):
+                    shutil.rmtree(draft, ignore_errors=True)
+        except (Conflict, FileNotFoundError):
+            continue
     for draft in folder.glob(".draft-*"):
         kind, key = draft.name.removeprefix(".draft-").split("-")[:2]
         lock = folder / f".{kind}-{key}.lock"
