@@ -38,6 +38,8 @@ COMMANDS = {
     "run": Entry("adapter.cli.run", "Make", "Run one function here, without a gateway."),
     "up": Entry("adapter.cli.up", "Make", "Serve functions on this machine behind the OpenFaaS API."),
     "invoke": Entry("adapter.cli.invoke", "Make", "Call a function."),
+    "build": Entry("adapter.cli.build", "Make", "Build an image of a function folder."),
+    "buildpack": Entry("adapter.cli.buildpack", "Make", "Write the buildpack, for pack and builder images."),
     "list": Entry("adapter.cli.list", "Look", "List functions and their replicas."),
     "describe": Entry("adapter.cli.describe", "Look", "Show one function in full."),
     "logs": Entry("adapter.cli.logs", "Look", "Print a function's logs."),

@@ -100,7 +100,7 @@ def _wanted(places: Places, settings: BuildSettings, function: Function) -> pack
     requirements = read_requirements(function.folder, places.app)
     own = _own_wheels(places.app, settings)
     bundled = places.buildpack / application.WHEELS_FOLDER
-    folders = [folder for folder in (own, bundled if bundled.is_dir() else None) if folder]
+    folders = dict.fromkeys(folder for folder in (own, bundled if bundled.is_dir() else None) if folder)
     return packages.Wanted(
         requirements=requirements,
         shim=packages.shim_requirements(gpus=function.spec.gpus),

@@ -91,8 +91,10 @@ def make_environment(home: Path, wanted: Wanted, cache: Path | None, environ: Ma
 
     Raises `ConfigError` with the installer's own words, `Unavailable` where there is no installer.
     """
-    pinned = [f"{name}=={_base_version(name)}" for name in wanted.from_base]
+    base = {normalised(name): _base_version(name) for name in wanted.from_base}
+    pinned = [f"{name}=={version}" for name, version in base.items()]
     _venv(home, environ)
+    vouched = [_vouch(home, name, version) for name, version in base.items()]
     with tempfile.TemporaryDirectory(prefix="gpufn-pip-") as work:
         pip = _Pip(home, Path(work), wanted, cache, environ, cwd)
         requirements = wanted.requirements.without(wanted.from_base)
@@ -106,7 +108,9 @@ def make_environment(home: Path, wanted: Wanted, cache: Path | None, environ: Ma
             pip.install([*shim, *requirements.lines])
         if requirements.without_deps:
             pip.install(requirements.without_deps, "--no-deps")
-    _refuse_doubles(home, wanted.from_base)
+    for path in vouched:
+        shutil.rmtree(path, ignore_errors=True)
+    _refuse_doubles(home, base)
     _tidy(home)
     compile_all(home, home / "bin" / "python", environ)
 
@@ -254,8 +258,20 @@ def _base_version(name: str) -> str:
     )
 
 
-def _refuse_doubles(home: Path, from_base: Sequence[str]) -> None:
-    doubles = sorted({name for name, _ in installed(home)} & set(map(normalised, from_base)))
+def _vouch(home: Path, name: str, version: str) -> Path:
+    """Tells the installer that a package is there, and that what it needs is the base image's business.
+
+    Distributions patch what their packages need and leave the metadata as it was: Debian's torch asks for a sympy
+    that Debian does not have. Returns what has to be removed again.
+    """
+    folder = site_packages(home)[0] / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    return folder
+
+
+def _refuse_doubles(home: Path, from_base: Iterable[str]) -> None:
+    doubles = sorted({name for name, _ in installed(home)} & set(from_base))
     if doubles:
         raise ConfigError(
             f"{', '.join(doubles)} would be in the image twice.",
