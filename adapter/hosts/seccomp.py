@@ -134,5 +134,4 @@ def _arg(index: int, comparison: str, value: int, second: int | None = None) -> 
 
 
 if __name__ == "__main__":
-    json.dump(profile(), sys.stdout, indent=2)
-    print()
+    sys.stdout.write(json.dumps(profile(), indent=2) + "\n")

@@ -570,6 +570,10 @@ class Entrypoint:
             wanted.takes_process_snapshots or wanted.takes_weight_snapshots or self._caches.are_new(wanted)
         ):
             return
+        if self._settings.snapshot_by == "host" and self._gpu is None:
+            self._snapshotter.tried = True
+            self._say(EventName.SNAPSHOT, state="due", **NO_NEWS)
+            return
         self._snapshots_due = True
         if self._gpu is None:
             self._start_snapshotter()
