@@ -8,7 +8,7 @@ The names of of-watchdog (``exec_timeout``, ``max_inflight`` …) and Knative (`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -43,6 +43,12 @@ def _whose(text: str) -> str:
     return text
 
 
+def _taker(text: str) -> str:
+    if text not in {"replica", "host"}:
+        raise ValueError("replica or host")
+    return text
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace(",", " ").split() if word)
 
@@ -71,6 +77,9 @@ class ReplicaSettings:
     )
     snapshot_limit_bytes: int = _variable(
         "GPUFN_SNAPSHOT_LIMIT", parse_size_bytes, 20 * 2**30, "the store is kept below this, least recently used first"
+    )
+    snapshot_by: str = _variable(
+        "GPUFN_SNAPSHOT_BY", _taker, "replica", "who takes process snapshots; host: it is told when one is due"
     )
     secrets_dir: str = _variable("GPUFN_SECRETS_DIR secret_mount_path", str, SECRETS_PATH, "folder of secret files")
     port: int = _variable("PORT GPUFN_PORT port", _count, 8080, "where requests arrive")
@@ -122,10 +131,12 @@ class ReplicaSettings:
     )
     tenant: str = _variable("GPUFN_TENANT", str, "default", "whose snapshots: folders are kept apart by tenant")
 
-    def to_env(self) -> dict[str, str]:
-        """The environment that `from_env` reads back to the same settings."""
+    def to_env(self, names: Collection[str] | None = None) -> dict[str, str]:
+        """The environment that `from_env` reads back to the same settings: all, or those fields that are named."""
         env = {}
         for item in fields(self):
+            if names is not None and item.name not in names:
+                continue
             value = getattr(self, item.name)
             if isinstance(value, tuple):
                 value = ",".join(value)
@@ -204,7 +215,12 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 STANDBY_VARIABLE = "GPUFN_STANDBY"
 """``"<socket> <events>"``: an entrypoint started with it waits on that socket for its environment (one JSON
-line) and its listening socket, and takes commands from it afterwards; events go to the other descriptor."""
+line) and its listening socket, and takes commands from it afterwards; events go to the other descriptor.
+Or the path of a Unix socket: an entrypoint in a container connects to it, gets the same, adds what the image says
+where the orders say nothing, and uses the connection for both. Its end is a command too: STOP."""
+
+TASK_VARIABLE, TASK_SNAPSHOT = "GPUFN_TASK", "snapshot"
+"""Orders with it are for a container that serves nobody: it takes the function's snapshots and ends."""
 
 
 class Command:

@@ -88,7 +88,7 @@ class ProcessHost:
         self._gpu_trial: Trial | None = None
         self._closing = False
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock_state(state)
+        self._lock = lock_state(state)
         self._logs = LogWriter()
         end_leftovers(state / "replicas")
         self._shim = _link_shim(state / "shim")
@@ -99,7 +99,7 @@ class ProcessHost:
         self._prepare_standby()
 
     async def prepare(self, deployment: Deployment) -> None:
-        _check(deployment)
+        check_deployment(deployment)
         folder = self._folders.resolve(deployment.image)
         read_handler_shape(folder)
         python = self._python
@@ -205,7 +205,7 @@ class ProcessHost:
         return python
 
     async def remove(self, deployment: Deployment) -> None:
-        _check(deployment)
+        check_deployment(deployment)
         await self._logs.flush()
         path = self.log_path(deployment)
         for old in (path, path.with_name(path.name + ".1")):
@@ -319,7 +319,7 @@ def _takes_snapshots(deployment: Deployment, folder: Path) -> bool:
     return wanted == "on" or (wanted == "auto" and read_handler_shape(folder).has_load)
 
 
-def _check(deployment: Deployment) -> None:
+def check_deployment(deployment: Deployment) -> None:
     """Raises `ConfigError` for names that would leave our folders and variables that a replica cannot have."""
     for what, name in (
         ("function name", deployment.name),
@@ -353,7 +353,7 @@ def _check(deployment: Deployment) -> None:
     settings_of(deployment)
 
 
-def _lock_state(state: Path) -> int:
+def lock_state(state: Path) -> int:
     fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,7 +56,7 @@ async def take_snapshot(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    return _result(said, code)
+    return result_of(said, code)
 
 
 def _tied_to_us() -> list[str]:
@@ -78,7 +78,8 @@ async def _pass_on(process: asyncio.subprocess.Process, echo: TextIO | None) -> 
             echo.flush()
 
 
-def _result(said: bytes, code: int) -> dict[str, Any]:
+def result_of(said: bytes, code: int) -> dict[str, Any]:
+    """What a snapshotter that ended with `code` said. Raises `SnapshotError`, `Conflict`."""
     try:
         result = dict(json.loads(said.splitlines()[-1]))
         if result.pop("state") == "published":

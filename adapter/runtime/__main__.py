@@ -9,9 +9,10 @@ import json  # noqa: E402
 import os  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
+from typing import NoReturn  # noqa: E402
 
 from adapter.errors import AdapterError  # noqa: E402
-from adapter.replica import STANDBY_VARIABLE, ReplicaSettings  # noqa: E402
+from adapter.replica import STANDBY_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings  # noqa: E402
 from adapter.runtime.port import listen  # noqa: E402
 
 _ENTRYPOINT = "adapter.runtime.entrypoint"
@@ -27,6 +28,8 @@ def main() -> int:
         began_ns = time.monotonic_ns()
         if not environ:
             return 0  # whoever kept us waiting is gone
+        if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
+            _become_snapshotter(environ)
     try:
         settings = ReplicaSettings.from_env(environ)
     except AdapterError as error:
@@ -44,16 +47,50 @@ def main() -> int:
 
 def _await_orders(standby: str) -> dict[str, str]:
     """The environment to run with, once a host needs this entrypoint; empty when it never will."""
+    if standby.startswith("/"):
+        return _ask_for_orders(standby)
     line_fd, events_fd = map(int, standby.split())
     with socket.socket(fileno=os.dup(line_fd)) as line:
-        data, descriptors, _, _ = socket.recv_fds(line, _ORDERS_LIMIT_BYTES, 1)
-        while data and not data.endswith(b"\n"):
-            data += line.recv(_ORDERS_LIMIT_BYTES)
-    if not data:
-        return {}
+        orders = _receive_orders(line)
+    return orders and orders | _descriptors(line_fd, events_fd)
+
+
+def _ask_for_orders(path: str) -> dict[str, str]:
+    """Of a host outside of our container: what it says goes over what the image says."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        try:
+            line.connect(path)
+        except OSError as error:
+            print(f"gpufn: no host answers at {path}: {error.strerror}.", file=sys.stderr)
+            return {}
+        orders = _receive_orders(line)
+        kept = line.detach() if orders else -1
+    image = {name: value for name, value in os.environ.items() if name != STANDBY_VARIABLE}
+    return orders and image | orders | _descriptors(kept, kept)
+
+
+def _receive_orders(line: socket.socket) -> dict[str, str]:
+    data, descriptors, _, _ = socket.recv_fds(line, _ORDERS_LIMIT_BYTES, 1)
+    while not data.endswith(b"\n"):
+        more = line.recv(_ORDERS_LIMIT_BYTES) if data else b""
+        if not more:
+            return {}
+        data += more
     environ: dict[str, str] = json.loads(data)
-    fixed = {"GPUFN_LISTEN_FD": descriptors[0], "GPUFN_EVENTS_FD": events_fd, "GPUFN_COMMANDS_FD": line_fd}
-    return environ | {name: str(number) for name, number in fixed.items()}
+    if descriptors:
+        environ["GPUFN_LISTEN_FD"] = str(descriptors[0])
+    return environ
+
+
+def _become_snapshotter(environ: dict[str, str]) -> NoReturn:
+    """In a container that was started for it. What it has to say goes to the host, what functions print does not."""
+    os.dup2(int(environ.pop("GPUFN_EVENTS_FD")), 1)
+    os.close(int(environ.pop("GPUFN_COMMANDS_FD")))
+    os.execve(sys.executable, [sys.executable, "-m", "adapter.runtime.snapshotter"], environ)
+
+
+def _descriptors(commands_fd: int, events_fd: int) -> dict[str, str]:
+    return {"GPUFN_COMMANDS_FD": str(commands_fd), "GPUFN_EVENTS_FD": str(events_fd)}
 
 
 if __name__ == "__main__":

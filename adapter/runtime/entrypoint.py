@@ -52,6 +52,9 @@ _PARK_AGAIN_S, _PARK_TRIES = 0.05, 20
 
 _NOT_LAUNCHED = "start-failed"
 
+_NOT_ITS_FAULT = frozenset({_NOT_LAUNCHED, launch.NO_RIGHTS})
+"""Failures after which a snapshot is kept."""
+
 _SOCKET_PATH_LIMIT_BYTES = 107
 
 
@@ -333,7 +336,7 @@ class Entrypoint:
         if start.rung is Rung.RESUME:
             return self._restart(error, tuple(start.skipped))
         step, store = start.step, self._wanted.store if self._wanted else None
-        if step is not None and step.snapshot is not None and store is not None and error.code != _NOT_LAUNCHED:
+        if step is not None and step.snapshot is not None and store is not None and error.code not in _NOT_ITS_FAULT:
             store.remove(step.snapshot)  # it failed once; a new one is taken from the next warm start
         return self._try_next()
 
@@ -564,6 +567,10 @@ class Entrypoint:
         if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
         if rung is Rung.RESTORE or not (wanted.lacks_snapshots(rung) or self._caches.are_new(wanted)):
+            return
+        if self._settings.snapshot_by == "host" and self._gpu is None:
+            self._snapshotter.tried = True
+            self._say(EventName.SNAPSHOT, state="due", **NO_NEWS)
             return
         self._snapshots_due = True
         if self._gpu is None:

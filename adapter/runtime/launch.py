@@ -19,10 +19,14 @@ from adapter.replica import base_environment, shim_path
 from adapter.runtime.orders import BIRTH_VARIABLE, Birth
 from adapter.snapshot import compile_caches
 from adapter.snapshot.process import ProcessFacts, candidates, open_memory, restore_command, restore_environment
+from adapter.snapshot.rights import why_no_restore
 from adapter.snapshot.store import Snapshot
 
 _FIRST_INHERITED = 20
 """CRIU gets the pipes of the process it restores from this descriptor on, clear of its own."""
+
+NO_RIGHTS = "no-rights"
+"""Code of a restore that was not tried: nothing is wrong with the snapshot."""
 
 _CLEAR_OF_TARGETS = 100
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, from Python 3.10 on some builds only
@@ -91,6 +95,9 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
     facts = ProcessFacts.of(snapshot.facts)
     if facts.criu not in candidates(environ):
         raise SnapshotError("Its CRIU is not here any more.", why=f"It was taken with {facts.criu}.", code="criu-moved")
+    why_not = why_no_restore(facts.rights)
+    if why_not:
+        raise SnapshotError("It cannot be restored with the rights of this process.", why=why_not, code=NO_RIGHTS)
     images = snapshot.path / "images"
     memory = open_memory(images)
     orders_r, orders_w = _orders_pipe()

@@ -36,6 +36,7 @@ from adapter.snapshot import compile_caches
 from adapter.snapshot.identity import Identity, differing_fields, weights_identity
 from adapter.snapshot.image import map_memory
 from adapter.snapshot.process import ProcessFacts, dump, find_criu, raise_process_ids
+from adapter.snapshot.rights import give_up
 from adapter.snapshot.store import Draft, Snapshot
 from adapter.spec import read_handler_shape
 
@@ -130,6 +131,7 @@ class Snapshotter:
             finally:
                 _end(model)
             memory = map_memory(images, model.pid)
+            rights = give_up(images)
             (images / "dump.log").unlink()
             for path in images.iterdir():
                 path.chmod(0o400)
@@ -144,6 +146,7 @@ class Snapshotter:
                 weights=weights.key if weights else "",
                 weights_left_out=weights is not None and self._on_gpu,
                 gpu=gpu,
+                rights=rights,
             )
             return draft.publish(asdict(facts))
 

@@ -14,6 +14,7 @@ magic, each with its length before it) and ``criu/include/image.h`` (the flags b
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ MIN_AREA_PAGES = 64
 
 _GAP_BYTES = 2**30
 """Hole after each area in the memory file, where an area that `mremap` grows finds zeros and no end of file."""
+
+_COPY_BYTES = 2**20
+"""Of a copy through our own memory, at once."""
 
 _RESETTING_ALLOCATORS = ("jemalloc", "mimalloc", "tcmalloc")
 """Allocators that rely on MADV_DONTNEED giving zeros, which a mapped file does not; glibc's does not rely on it."""
@@ -278,12 +282,22 @@ def _pages(area: _Area, runs: list[_Run]) -> int:
 
 
 def _copy(source: int, target: int, count: int, source_at: int, target_at: int) -> None:
-    """Inside the kernel; short copies go on, a source that ends early leaves zeros (as a mapping past it would)."""
+    """Short copies go on, a source that ends early leaves zeros (as a mapping past it would)."""
     while count > 0:
-        done = os.copy_file_range(source, target, count, source_at, target_at)
+        done = _copy_some(source, target, count, source_at, target_at)
         if done == 0:
             return
         count, source_at, target_at = count - done, source_at + done, target_at + done
+
+
+def _copy_some(source: int, target: int, count: int, source_at: int, target_at: int) -> int:
+    """Inside the kernel where it can: not from a container's own files to a folder mounted into it."""
+    try:
+        return os.copy_file_range(source, target, count, source_at, target_at)
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return os.pwrite(target, os.pread(source, min(count, _COPY_BYTES), source_at), target_at)
 
 
 def _copy_original(path: str, area: _Area, memory: int, at: int) -> None:

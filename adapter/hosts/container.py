@@ -1,0 +1,459 @@
+"""The container host: replicas as containers of this machine's engine, Docker or Podman.
+
+    <state>/lock              held while a host runs; a second one is refused
+    <state>/replicas/<id>/    what one container is given: `line/` with the socket of its orders, `secrets/`
+    <state>/logs/             one file a function
+    <state>/snapshots/<tenant>/<function>/    of which a container sees its own function's alone
+
+A container gets no port of its own: its entrypoint connects to a socket in its folder, and is given its orders
+and the socket that requests arrive on. When this process dies, however it dies, that line ends and replicas
+drain; containers that are left behind are known by their label and removed when the next host begins.
+
+Rights: none, but the one that a restore needs, under a system-call profile of our own (`adapter.hosts.seccomp`).
+A process cannot be dumped under any profile. So its snapshot is taken in a container that serves nobody, sees no
+secret and has no network; where the engine refuses, functions start from the next rung.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
+from adapter.hosts import Deployment, EventSink, Inventory
+from adapter.hosts.container_replica import ContainerReplica, Line
+from adapter.hosts.engine import Engine, Image
+from adapter.hosts.inventory import read_inventory
+from adapter.hosts.ports import listen
+from adapter.hosts.process import check_deployment, lock_state, settings_of
+from adapter.hosts.replica_log import LogWriter, ReplicaLog
+from adapter.hosts.seccomp import profile
+from adapter.hosts.snapshotter import result_of
+from adapter.keys import CONTRACT_VERSION, SECRETS_PATH
+from adapter.replica import STANDBY_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings
+
+logger = logging.getLogger(__name__)
+
+CONTRACT_LABEL, CONFIG_LABEL = "dev.gpufn.contract", "dev.gpufn.config"
+HOST_LABEL = "dev.gpufn.host"
+"""On our containers: which state folder they belong to."""
+_FUNCTION_LABEL, _REPLICA_LABEL = "dev.gpufn.function", "dev.gpufn.replica"
+
+RESTORE_RIGHT = "CHECKPOINT_RESTORE"
+"""All that a dump needs, and all that a restore needs: see docs/explanation/container-rights.md."""
+
+_FOLDER = "/run/gpufn"
+"""Where a container sees its own folder of ours."""
+_SNAPSHOTS = "/var/lib/gpufn/snapshots"
+_CLOSE_GRACE_S = 10.0
+_IMAGE_SAYS = frozenset({"folder", "python", "runtime_dir", "listen_fd", "events_fd", "commands_fd", "gpu_helper",
+                         "gpu_capabilities"})  # fmt: skip
+"""Settings that a container has from its image, or needs none of."""
+
+
+class ContainerHost:
+    """See `adapter.hosts.Host`. Make it with `open`, inside a running event loop; close it when done.
+
+    `network` is what functions reach the world through: a network of the engine, ``host`` or ``none``.
+    """
+
+    def __init__(
+        self, state: Path, engine: Engine, network: str, *, snapshots: Path | None = None, echo: TextIO | None = None
+    ) -> None:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state = state
+        self._engine = engine
+        self._network = network
+        self._snapshots = snapshots or state / "snapshots"
+        self._echo = echo
+        self._label = f"{HOST_LABEL}={_digest(str(state.resolve()))}"
+        self._images: dict[str, Image] = {}
+        self._replicas: dict[str, ContainerReplica] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshotting: set[str] = set()
+        self._gives_rights = True
+        self._podman = False
+        self._closing = False
+        self._lock = lock_state(state)
+        self._logs = LogWriter()
+
+    @classmethod
+    async def open(
+        cls,
+        state: Path,
+        engine: Engine,
+        *,
+        network: str = "",
+        snapshots: Path | None = None,
+        echo: TextIO | None = None,
+    ) -> ContainerHost:
+        """Raises `Unavailable` where no engine answers, `Conflict` where the state folder is used."""
+        version = await engine.version()
+        networks = await engine.networks()
+        if network and network not in {*networks, "host", "none"}:
+            raise ConfigError(
+                f"The engine has no network {network!r}.",
+                why=f"It has: {', '.join(sorted(networks))}.",
+                hint="Choose one of these, host or none.",
+                code="network-unknown",
+            )
+        chosen = network or next((name for name in ("bridge", "podman") if name in networks), "none")
+        if not network and chosen == "none":
+            logger.warning("functions have no network", extra={"fields": {"why": "the engine has no bridge"}})
+        host = cls(state, engine, chosen, snapshots=snapshots, echo=echo)
+        host._podman = version.startswith("Podman")
+        try:
+            await host._remove_leftovers()
+        except BaseException:
+            os.close(host._lock)
+            raise
+        logger.info("containers are run", extra={"fields": {"engine": version, "network": chosen}})
+        return host
+
+    async def _remove_leftovers(self) -> None:
+        for container in await self._engine.labelled(self._label):
+            logger.warning("removed a container that a former gpufn left", extra={"fields": {"id": container[:12]}})
+            await self._engine.remove(container)
+        for home in (self._state / "replicas").glob("*"):
+            shutil.rmtree(home, ignore_errors=True)
+
+    # Images -------------------------------------------------------------------------------------
+
+    async def look(self, reference: str) -> dict[str, Any]:
+        """The tables of the `gpufn.toml` that an image carries; it is fetched where it is not here.
+
+        Raises `NotFound` where there is no such image, `ConfigError` where it is no function's of ours.
+        """
+        try:
+            image = await self._engine.image(reference)
+        except NotFound:
+            await self._engine.pull(reference)
+            image = await self._engine.image(reference)
+        config = _config_of(reference, image)
+        self._images[reference] = image
+        return config
+
+    async def prepare(self, deployment: Deployment) -> None:
+        check_deployment(deployment)
+        await self.look(deployment.image)
+
+    # Replicas -----------------------------------------------------------------------------------
+
+    async def start(self, deployment: Deployment, sink: EventSink, devices: tuple[str, ...] = ()) -> ContainerReplica:
+        image = self._image_of(deployment)
+        if self._closing:
+            raise Unavailable("This host is shutting down.", code="closing")
+        identity = f"{deployment.name}-{secrets.token_hex(8)}"
+        home = self._state / "replicas" / identity
+        line = Line(home / "line")
+        listener = listen("127.0.0.1", 0)
+        try:
+            orders = self._orders(deployment, image, identity, devices)
+            mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+            if deployment.secrets:
+                mounts.append(_mount(self._copy_secrets(deployment, home), SECRETS_PATH, read_only=True))
+            container = await self._create(identity, deployment, image, mounts, devices, network=self._network)
+        except BaseException:
+            listener.close()
+            line.close()
+            shutil.rmtree(home, ignore_errors=True)
+            raise
+        log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
+        replica = ContainerReplica(
+            identity, deployment, listener.getsockname()[1], self._engine, container, home, line, log,
+            sink=sink, on_ended=self._ended, on_due=self._snapshot_is_due,
+        )  # fmt: skip
+        self._replicas[identity] = replica
+        replica.watch(orders, listener)
+        return replica
+
+    def _image_of(self, deployment: Deployment) -> Image:
+        image = self._images.get(deployment.image)
+        if image is None:
+            raise NotFound(f"{deployment.key} is not prepared yet.", code="not-prepared")
+        return image
+
+    def _orders(
+        self, deployment: Deployment, image: Image, identity: str, devices: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """The variables that a container adds to its image's: the deployment's, and ours over them."""
+        settings = replace(
+            settings_of(deployment, devices), replica=identity, snapshot_dir=_SNAPSHOTS, snapshot_by="host"
+        )
+        own = dict(deployment.env)
+        path = os.pathsep.join(p for p in (own.get("PYTHONPATH", ""), image.environment.get("PYTHONPATH", "")) if p)
+        gpus = {} if devices else {"CUDA_VISIBLE_DEVICES": ""}  # a container sees no GPU that it was not given
+        return {**own, **({"PYTHONPATH": path} if path else {}), **gpus, "HOSTNAME": identity, **_said(settings)}
+
+    async def _create(
+        self,
+        name: str,
+        deployment: Deployment,
+        image: Image,
+        mounts: Sequence[Mapping[str, Any]],
+        devices: Sequence[str] = (),
+        *,
+        network: str,
+        confined: bool = True,
+    ) -> str:
+        """A container of ours that waits for its orders once it runs; returns its id."""
+
+        def config() -> dict[str, Any]:
+            security = [f"seccomp={json.dumps(profile()) if confined else 'unconfined'}"]
+            if _is_root(image):  # others have CRIU's right from its file, which this would forbid
+                security.append("no-new-privileges")
+            label, _, host = self._label.partition("=")
+            return {
+                "Image": image.id,
+                "Env": [f"{STANDBY_VARIABLE}={_FOLDER}/host"],
+                "Labels": {label: host, _FUNCTION_LABEL: deployment.key, _REPLICA_LABEL: name},
+                "HostConfig": {
+                    "NetworkMode": network,
+                    "CapDrop": ["ALL"],
+                    "CapAdd": [RESTORE_RIGHT] if self._gives_rights else [],
+                    "SecurityOpt": security,
+                    "Mounts": list(mounts),
+                    "LogConfig": {"Type": "none"},
+                    **self._gpus(devices),
+                },
+            }
+
+        try:
+            return await self._engine.create(name, config())
+        except ConfigError as error:
+            if not self._gives_rights or RESTORE_RIGHT not in error.why:
+                raise
+            self._gives_rights = False
+            fields = {"why": error.why}
+            logger.warning("this engine gives no right to restore: functions load anew", extra={"fields": fields})
+            return await self._engine.create(name, config())
+
+    def _gpus(self, devices: Sequence[str]) -> dict[str, Any]:
+        """By UUID. Docker asks NVIDIA's runtime, Podman its CDI files. Not run on a machine with a GPU yet."""
+        if not devices:
+            return {}
+        if self._podman:
+            named = [f"nvidia.com/gpu={device}" for device in devices]
+            return {"Devices": [{"PathOnHost": name, "PathInContainer": "", "CgroupPermissions": ""} for name in named]}
+        return {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": list(devices), "Capabilities": [["gpu"]]}]}
+
+    def _copy_secrets(self, deployment: Deployment, home: Path) -> Path:
+        """For one container, whatever user it runs as: the folder above is ours alone."""
+        target = home / "secrets"
+        target.mkdir(mode=0o755)
+        target.chmod(0o755)
+        for name in deployment.secrets:
+            try:
+                value = (self._state / "secrets" / deployment.namespace / name).read_bytes()
+            except FileNotFoundError as exc:
+                raise NotFound(
+                    f"{deployment.key} needs the secret {name!r}, which does not exist.",
+                    why=f"The namespace {deployment.namespace} has no secret of that name.",
+                    hint=f"faas-cli secret create {name} --namespace {deployment.namespace} --from-file FILE",
+                    code="secret-missing",
+                ) from exc
+            (target / name).touch(mode=0o600)
+            (target / name).write_bytes(value)
+            (target / name).chmod(0o444)
+        return target
+
+    async def _show_snapshots(self, deployment: Deployment, image: Image) -> dict[str, Any]:
+        """The folder of this function's snapshots, where a container looks for it. It belongs to the image's user."""
+        place = Path(deployment.spec.tenant) / f"{deployment.name}.{deployment.namespace}"
+        folder = self._snapshots / place
+        for path in (self._snapshots, folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid() == 0 and not _is_root(image):
+            user, group = await self._user_of(image)
+            os.chown(folder, user, group)
+        return _mount(folder, f"{_SNAPSHOTS}/{place}")
+
+    async def _user_of(self, image: Image) -> tuple[int, int]:
+        """Numbers of the user and group that an image runs as: names are those of its own files."""
+        user, _, group = image.user.partition(":")
+        if user.isdecimal() and (group.isdecimal() or not group):
+            return int(user), int(group or user)
+        container = await self._engine.create(f"look-{secrets.token_hex(8)}", {"Image": image.id, "Cmd": ["true"]})
+        try:
+            lines = (await self._engine.file(container, "/etc/passwd")).decode(errors="replace").splitlines()
+        finally:
+            await self._engine.remove(container)
+        for words in (line.split(":") for line in lines):
+            if len(words) > 3 and user in (words[0], words[2]):
+                return int(words[2]), int(words[3])
+        raise ConfigError(
+            f"The image runs as {image.user}, whom it does not know.",
+            why="Its /etc/passwd has no such user.",
+            hint="Build it anew with a user that is there, or with numbers: USER 1000:1000",
+            code="user-unknown",
+        )
+
+    def _ended(self, replica: ContainerReplica) -> None:
+        self._replicas.pop(replica.id, None)
+
+    # Snapshots ----------------------------------------------------------------------------------
+
+    def _snapshot_is_due(self, replica: ContainerReplica) -> None:
+        key = replica.deployment.key
+        if self._closing or not self._gives_rights or key in self._snapshotting:
+            return
+        self._snapshotting.add(key)
+        task = asyncio.get_running_loop().create_task(self._snapshot_beside(replica))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _snapshot_beside(self, replica: ContainerReplica) -> None:
+        empty = {"reason": "", "key": "", "bytes": 0, "seconds": 0}
+        replica.tell_snapshot({**empty, "state": "building"}, time.time_ns())
+        news: dict[str, Any] = {**empty, "state": "published"}
+        try:
+            news.update(await self.take_snapshot(replica.deployment))
+        except AdapterError as error:
+            reason = f"{error.message} {error.why}".strip()
+            state = "skipped" if error.code in {"snapshot-busy", "criu-missing"} else "failed"
+            news.update(state=state, code=error.code, reason=reason)
+        except OSError as error:
+            news.update(state="failed", code="os-error", reason=str(error))
+        finally:
+            self._snapshotting.discard(replica.deployment.key)
+        replica.tell_snapshot(news, time.time_ns())
+
+    async def take_snapshot(self, deployment: Deployment) -> dict[str, Any]:
+        """Take the snapshots of a prepared function in a container that serves nobody.
+
+        Its result: ``{"key", "bytes", "copied_bytes", "seconds"}``. Raises `SnapshotError`, `Conflict` as
+        `adapter.hosts.snapshotter` does.
+        """
+        image = self._image_of(deployment)
+        identity = f"snapshot-{deployment.name}-{secrets.token_hex(8)}"
+        home = self._state / "replicas" / identity
+        line = Line(home / "line")
+        try:
+            mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+            container = await self._create(identity, deployment, image, mounts, network="none", confined=False)
+            if not self._gives_rights:
+                await self._engine.remove(container)
+                raise SnapshotError(
+                    "No snapshot can be taken here.",
+                    why=f"The container engine does not know the capability {RESTORE_RIGHT}.",
+                    hint="Use Docker 23, Podman 4, or later.",
+                    code="no-rights",
+                )
+            own = {TASK_VARIABLE: TASK_SNAPSHOT, "GPUFN_RUNTIME_DIR": "/tmp"}  # noqa: S108  # of its container
+            orders = {**self._orders(deployment, image, identity), **own}
+            try:
+                return await self._follow_snapshotter(deployment, identity, container, line, orders)
+            finally:
+                await self._engine.remove(container)
+        finally:
+            line.close()
+            shutil.rmtree(home, ignore_errors=True)
+
+    async def _follow_snapshotter(
+        self, deployment: Deployment, identity: str, container: str, line: Line, orders: Mapping[str, str]
+    ) -> dict[str, Any]:
+        log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
+
+        async def keep(output: Any) -> None:
+            async for data in output:
+                log.feed(data)
+
+        async def listen_to() -> bytes:
+            await line.give_orders(orders)
+            said = b""
+            while data := await line.read():
+                said += data
+            return said
+
+        async with self._engine.output(container) as output:
+            printing = asyncio.ensure_future(keep(output))
+            hearing = asyncio.ensure_future(listen_to())
+            try:
+                await self._engine.start(container)
+                code = await self._engine.wait(container)
+                await asyncio.wait({printing, hearing}, timeout=_CLOSE_GRACE_S)
+                return result_of(hearing.result() if hearing.done() else b"", code)
+            finally:
+                for task in (printing, hearing):
+                    task.cancel()
+                await asyncio.gather(printing, hearing, return_exceptions=True)
+                log.close()
+
+    # The rest of a host -------------------------------------------------------------------------
+
+    async def inventory(self) -> Inventory:
+        return await asyncio.to_thread(read_inventory)
+
+    async def remove(self, deployment: Deployment) -> None:
+        check_deployment(deployment)
+        await self._logs.flush()
+        path = self.log_path(deployment)
+        for old in (path, path.with_name(path.name + ".1")):
+            old.unlink(missing_ok=True)
+
+    def log_path(self, deployment: Deployment) -> Path:
+        return self._state / "logs" / f"{deployment.key}.jsonl"
+
+    def kill(self) -> None:
+        """End every replica at once, whatever it does: for whoever cannot wait for `close`."""
+        for replica in self._replicas.values():
+            replica.kill()
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
+            await self._logs.close()
+        finally:
+            os.close(self._lock)
+
+
+def _config_of(reference: str, image: Image) -> dict[str, Any]:
+    """Raises `ConfigError` for an image that is not of this contract."""
+    contract = image.labels.get(CONTRACT_LABEL)
+    if contract != str(CONTRACT_VERSION):
+        raise ConfigError(
+            f"The image {reference} is no function that this gpufn can run.",
+            why=f"Its contract is version {contract}, ours is {CONTRACT_VERSION}."
+            if contract
+            else f"It has no label {CONTRACT_LABEL}.",
+            hint="Build it with gpufn build, pack or faas-cli, of this version.",
+            code="image-foreign",
+        )
+    try:
+        config = json.loads(image.labels.get(CONFIG_LABEL) or "{}")
+        if isinstance(config, dict):
+            return config
+    except ValueError:
+        pass
+    raise ConfigError(f"The label {CONFIG_LABEL} of {reference} is no JSON object.", code="image-foreign")
+
+
+def _said(settings: ReplicaSettings) -> dict[str, str]:
+    names = {name for name in ReplicaSettings.__dataclass_fields__ if name not in _IMAGE_SAYS}
+    return settings.to_env(names)
+
+
+def _is_root(image: Image) -> bool:
+    return image.user.partition(":")[0] in ("", "0", "root")
+
+
+def _mount(source: Path, target: str, *, read_only: bool = False) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source.resolve()), "Target": target, "ReadOnly": read_only}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
