@@ -49,20 +49,6 @@ def machine_identity() -> Identity:
     }
 
 
-MACHINE_FIELDS = ("kernel", "cpu", "driver", "gpus")
-"""Fields that say on which machines a process snapshot fits, in or out of a container."""
-
-
-def machine_identity() -> Identity:
-    """`MACHINE_FIELDS` of the machine this runs on."""
-    return {
-        "kernel": platform.release(),
-        "cpu": _cpu_digest(),
-        "driver": _driver_version(),
-        "gpus": _gpu_models(),
-    }
-
-
 def key_of(identity: Mapping[str, str]) -> str:
     """Twenty hex digits that name the snapshot of this identity."""
     text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
