@@ -151,6 +151,6 @@ class FakeRegistry:
                     return self.say(404, b"404 page not found")
                 return self.say(200, fake.referrers(name), Content_Type=INDEX)
 
-            do_GET = do_PUT = do_POST = do_HEAD = handle_one
-
+        for method in ("GET", "PUT", "POST", "HEAD"):
+            setattr(Handler, f"do_{method}", Handler.handle_one)
         return Handler

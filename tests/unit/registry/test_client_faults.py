@@ -181,26 +181,33 @@ def test_an_entry_that_never_stays_is_an_error(fake):
 
 @pytest.mark.parametrize("tokens", [False, True])
 def test_credentials_open_a_closed_registry(tokens):
-    with FakeRegistry(password=f"team:{PASSWORD}", tokens=tokens).running() as registry:
-        with client_of(registry.host, credentials=credentials()) as client:
-            put_image(client)
-            asked = len(registry.seen)
-            client.resolve("amd64")
-            assert len(registry.seen) == asked + 1  # what opened once is said at once from then on
+    with (
+        FakeRegistry(password=f"team:{PASSWORD}", tokens=tokens).running() as registry,
+        client_of(registry.host, credentials=credentials()) as client,
+    ):
+        put_image(client)
+        asked = len(registry.seen)
+        client.resolve("amd64")
+        assert len(registry.seen) == asked + 1  # what opened once is said at once from then on
 
 
 def test_an_identity_token_is_exchanged():
-    with FakeRegistry(password="team:other", tokens=True).running() as registry:
-        with client_of(registry.host, credentials=Credentials(identity_token="long-lived")) as client:
-            put_image(client)
+    with (
+        FakeRegistry(password="team:other", tokens=True).running() as registry,
+        client_of(registry.host, credentials=Credentials(identity_token="long-lived")) as client,
+    ):
+        put_image(client)
 
 
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("given", [None, Credentials("team", "wrong s3cret")])
 def test_a_refusal_says_so_and_no_secret(tokens, given):
-    with FakeRegistry(password=f"team:{PASSWORD}", tokens=tokens).running() as registry:
-        with client_of(registry.host, credentials=given) as client, pytest.raises(Unavailable) as caught:
-            client.resolve("amd64")
+    with (
+        FakeRegistry(password=f"team:{PASSWORD}", tokens=tokens).running() as registry,
+        client_of(registry.host, credentials=given) as client,
+        pytest.raises(Unavailable) as caught,
+    ):
+        client.resolve("amd64")
     assert caught.value.code == "registry-denied"
     assert "401" in caught.value.why
     assert "docker login" in caught.value.hint
@@ -229,11 +236,14 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(fake):
 
 
 def test_credentials_do_not_follow_an_upload_to_another_host():
-    with FakeRegistry().running() as other, FakeRegistry(password=f"team:{PASSWORD}").running() as registry:
-        with client_of(registry.host, credentials=credentials()) as client:
-            put_image(client)
-            registry.answers.append((202, {"Location": f"http://{other.host}/v2/team/fn/blobs/uploads/1"}))
-            client.push_blob(DIGEST, DATA)
+    with (
+        FakeRegistry().running() as other,
+        FakeRegistry(password=f"team:{PASSWORD}").running() as registry,
+        client_of(registry.host, credentials=credentials()) as client,
+    ):
+        put_image(client)
+        registry.answers.append((202, {"Location": f"http://{other.host}/v2/team/fn/blobs/uploads/1"}))
+        client.push_blob(DIGEST, DATA)
     assert other.blobs[DIGEST] == DATA
     assert [given for _, _, given in other.seen] == [""]
 
@@ -258,9 +268,12 @@ def test_a_netrc_file_is_not_sent(fake, tmp_path, monkeypatch):
 
 
 def test_nothing_secret_is_logged(caplog):
-    with FakeRegistry(password=f"team:{PASSWORD}", tokens=True).running() as registry:
-        with caplog.at_level("DEBUG"), client_of(registry.host, credentials=credentials()) as client:
-            put_image(client)
+    with (
+        FakeRegistry(password=f"team:{PASSWORD}", tokens=True).running() as registry,
+        caplog.at_level("DEBUG"),
+        client_of(registry.host, credentials=credentials()) as client,
+    ):
+        put_image(client)
     for word in (PASSWORD, "secret-state", "good-token"):
         assert word not in caplog.text
 

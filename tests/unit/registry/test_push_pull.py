@@ -18,7 +18,7 @@ from tests.fakes.cutting_proxy import CuttingProxy
 from tests.unit.registry.conftest import client_of, put_image, take
 
 MACHINE = machine_identity()
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**18
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def files_in(store):
 def test_a_snapshot_comes_back_as_it_was_on_an_empty_node(client, store, other):
     snapshot, image = take(store, criu="/opt/criu"), put_image(client)
     pushed = push(client, image, snapshot)
-    assert 0 < pushed.compressed_bytes < pushed.size_bytes
-    assert pushed.size_bytes <= snapshot.size_bytes + 2 * CHUNK_BYTES
+    assert 0 < pushed.compressed_bytes < pushed.size_bytes + CHUNK_BYTES
+    assert pushed.size_bytes <= snapshot.size_bytes < 2**24  # no holes are sent
     back = pull_into(other, client, image).snapshot
     assert (back.identity, back.facts, back.files) == (snapshot.identity, snapshot.facts, snapshot.files)
     assert (back.key, back.kind, back.function, back.created_at_ns) == (
@@ -213,10 +213,11 @@ def test_a_pull_that_is_killed_leaves_what_the_next_goes_on_from(client, host, s
     with CuttingProxy(int(host.rpartition(":")[2])).running() as proxy:
         proxy.on_bytes = lambda count: setattr(proxy, "hangs", count > 3 * CHUNK_BYTES)
         command = [sys.executable, "-c", _PULL, proxy.host, image.digest, str(other.root), str(CHUNK_BYTES)]
-        process = subprocess.Popen(command)
-        assert proxy.hung.wait(60)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with subprocess.Popen(command) as process:
+            try:
+                assert proxy.hung.wait(60)
+            finally:
+                process.send_signal(signal.SIGKILL)
     assert other.all() == []
     pulled = pull_into(other, client, image)
     verify(pulled.snapshot, always=True)
@@ -264,9 +265,9 @@ def test_parts_of_another_snapshot_with_the_same_key_are_not_used(client, store,
 def test_two_pulls_of_the_same_do_not_meet(client, store, other):
     snapshot, image = take(store), put_image(client)
     push(client, image, snapshot)
-    with other.receiving("default", snapshot.function, snapshot.identity, "process"):
-        with pytest.raises(Conflict) as caught:
-            pull_into(other, client, image)
+    receiving = other.receiving("default", snapshot.function, snapshot.identity, "process")
+    with receiving, pytest.raises(Conflict) as caught:
+        pull_into(other, client, image)
     assert caught.value.code == "snapshot-busy"
     pull_into(other, client, image)
 
