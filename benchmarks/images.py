@@ -152,18 +152,20 @@ def _layers(lab: _Laboratory, name: str) -> list[str]:
 
 _SIZES = """
 import importlib.metadata, json, os, sys
-home = os.environ["CNB_LAYERS_DIR"] + "/gpufn_gpu-function"
+home = "/layers/gpufn_gpu-function"
 def size(path):
     return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
 layers = {name: size(f"{home}/{name}") for name in os.listdir(home)}
-layers["launcher"] = size("/cnb") ; layers["sbom"] = size(os.environ["CNB_LAYERS_DIR"] + "/sbom")
+layers["launcher"] = size("/cnb") ; layers["sbom"] = size("/layers/sbom")
 site = next(path for path in sys.path if path.startswith(home) and path.endswith("site-packages"))
+tag = f"cpython-{sys.version_info[0]}{sys.version_info[1]}.pyc"
 ours = wheels = 0
 for found in importlib.metadata.distributions(path=[site]):
-    files = sum(file.locate().lstat().st_size for file in found.files or () if file.locate().exists())
-    caches = {file.locate().parent / "__pycache__" / f"{file.locate().stem}.cpython-{sys.version_info[0]}{sys.version_info[1]}.pyc"
-              for file in found.files or () if file.suffix == ".py"}
-    files += sum(path.lstat().st_size for path in caches if path.exists() and path not in {f.locate() for f in found.files or ()})
+    named = {str(file.locate()) for file in found.files or ()}
+    for path in [path for path in named if path.endswith(".py")]:
+        folder, name = os.path.split(path)
+        named.add(f"{folder}/__pycache__/{name[:-3]}.{tag}")
+    files = sum(os.lstat(path).st_size for path in named if os.path.exists(path))
     if found.metadata["Name"].lower() in sys.argv[1].split(","):
         ours += files
     else:
