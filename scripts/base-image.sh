@@ -1,13 +1,14 @@
 #!/bin/bash
 # Makes base images for functions from Debian packages, without any registry: a run image and a build image.
 #
-#   scripts/base-image.sh [--with PACKAGE]... [--lifecycle FOLDER] [--to PREFIX] [LAYOUT]
+#   scripts/base-image.sh [--with PACKAGE]... [--lifecycle FOLDER] [--to PREFIX] [--fresh] [LAYOUT]
 #
 #   LAYOUT              folder for an OCI layout with the images `run` and `build` (default: none is left, the tree is kept)
 #   --with PACKAGE      a Debian package more (python3-torch, criu); may be given again
 #   --lifecycle FOLDER  what scripts/install-lifecycle.sh made, for the build image (default: where it makes it)
 #   --to PREFIX         also copy to PREFIX-run:trixie and PREFIX-build:trixie, where PREFIX is one that skopeo knows:
 #                       docker://REGISTRY/NAME, docker-daemon:NAME
+#   --fresh             fetch the packages anew, for their updates
 #
 # Needs root, debootstrap, umoci and skopeo. The packed tree is kept in $GPUFN_CACHE (default ~/.cache/gpufn), so that
 # only the first run takes minutes. The same packages give the same digests.
@@ -18,7 +19,7 @@ cache=${GPUFN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpufn}/base
 lifecycle=${XDG_DATA_HOME:-$HOME/.local/share}/gpufn/lifecycle
 packages=(ca-certificates python3 python3-venv)
 user=1000 # "cnb"
-to='' layout=''
+to='' layout='' fresh=''
 
 fail() { # WHAT WHY HINT
     printf '%s\n' "base-image: $1" "$2" "$3" >&2
@@ -35,6 +36,7 @@ while (($#)); do
     --with) packages+=("${2:?--with needs a package}") && shift 2 ;;
     --lifecycle) lifecycle=${2:?--lifecycle needs a folder} && shift 2 ;;
     --to) to=${2:?--to needs a prefix} && shift 2 ;;
+    --fresh) fresh=yes && shift ;;
     -*) usage ;;
     *) [ -z "$layout" ] || usage; layout=$1 && shift ;;
     esac
@@ -93,7 +95,7 @@ make_tree() { # FOLDER: an OCI layout whose image `root` is the packed tree, and
     list=$(IFS=,; echo "${packages[*]}")
     echo "base-image: Debian $suite with ${packages[*]} (a minute or two)" >&2
     debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" --include="$list" "$suite" "$tree" "$mirror" >"$work/log" 2>&1 ||
-        fail "debootstrap failed." "$(tail -n 3 "$work/log")" "A mirror of Debian $suite is needed; asked was $mirror."
+        fail "debootstrap failed." "$(tail -n 1 "$work/log")" "A mirror of Debian $suite is needed; asked was $mirror."
     local day
     day=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_InRelease | head -n 1)
     add_user "$tree"
@@ -138,7 +140,7 @@ key=$({ echo "$suite" "${packages[@]}"; declare -f trim add_user pack make_tree;
 mkdir -p "$cache"
 exec 9>"$cache/$key.lock"
 flock 9
-if [ ! -e "$cache/$key/released" ]; then
+if [ -n "$fresh" ] || [ ! -e "$cache/$key/released" ]; then
     rm -rf "$cache/$key.new"
     make_tree "$cache/$key.new"
     rm -rf "${cache:?}/$key"

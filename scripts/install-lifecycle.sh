@@ -44,13 +44,14 @@ import (
 	_ "$module/cmd/lifecycle"
 )
 TOOLS
-echo "lifecycle: building $version (half a minute)" >&2
+echo "lifecycle: building $version (a minute on an idle machine, the first time)" >&2
 cd "$work"
-# A newer Go than the one here is fetched as a module when the lifecycle asks for it.
+# A newer Go than the one here is fetched as a module when the lifecycle asks for it. `-mod=mod` writes go.sum on the way:
+# `go mod tidy` would fetch what the tests of all dependencies need.
 export GOTOOLCHAIN=auto GOFLAGS=-mod=mod CGO_ENABLED=0
-go mod tidy >"$work/log" 2>&1 && go build -trimpath \
+go build -trimpath \
     -ldflags "-s -w -buildid= -X $module/cmd.Version=$version" \
-    -o "$work/bin/" "$module/cmd/lifecycle" "$module/cmd/launcher" >>"$work/log" 2>&1 || {
+    -o "$work/bin/" "$module/cmd/lifecycle" "$module/cmd/launcher" >"$work/log" 2>&1 || {
     tail -n 20 "$work/log" >&2
     echo "install-lifecycle: the build failed. $(go version) is here; Go 1.24 or newer and a Go module proxy are needed." >&2
     exit 1
