@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +18,8 @@ import click
 from adapter.cli.kept import Kept, kept
 from adapter.cli.output import Column, Output, note, output_options, progress, show
 from adapter.cli.state import state_folder, state_option
-from adapter.errors import Conflict, NotFound, SnapshotCorrupt
-from adapter.snapshot.store import Snapshot, Store
+from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
+from adapter.snapshot.store import Snapshot, Store, read_snapshot
 from adapter.units import format_size
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """The kernel's words and the registry's for the same."""
+
+_IMAGE_CONFIG_LIMIT_BYTES = 2**20
+_ID = re.compile(r"[0-9]{1,9}")
 
 plain_http_option = click.option(
     "--plain-http", is_flag=True, help="Speak HTTP without TLS; on this machine that is the default."
@@ -117,6 +122,7 @@ def pull_command(
     machine = machine_identity()
     rows = []
     with _connected(image, plain_http) as (client, subject):
+        owner = _owner(client, subject)
         for entry in choose(snapshots_of(client, subject.digest), machine, image):
             with _meter(f"Pull {entry.kind} {entry.key}") as on_progress:
                 pulled = pull(
@@ -127,6 +133,7 @@ def pull_command(
                     machine,
                     tenant=tenant,
                     function=name,
+                    owner=owner,
                     on_progress=on_progress,
                 )
             rows.append(
@@ -208,6 +215,38 @@ def _connected(image: str, plain_http: bool) -> Iterator[tuple[Client, Descripto
         yield client, client.resolve(_ARCHITECTURES.get(platform.machine(), platform.machine()))
 
 
+def _owner(client: Client, subject: Descriptor) -> tuple[int, int] | None:
+    """Numbers of the user and group that replicas of the image run as, where root pulls for them; None: our own.
+
+    An image that names its user instead is root's to hand over: the name is in a file of its layers.
+    """
+    from adapter.registry.client import Descriptor
+
+    if os.geteuid() != 0:
+        return None
+    config = Descriptor.from_json(client.get_manifest(subject.digest).data.get("config"))
+    if config.size > _IMAGE_CONFIG_LIMIT_BYTES:
+        return None
+    try:
+        user = str(json.loads(bytes(client.get_blob(config.digest, config.size)))["config"]["User"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    name, _, group = user.partition(":")
+    if not _ID.fullmatch(name) or not _ID.fullmatch(group or name) or int(name) == 0:
+        return None
+    return int(name), int(group or name)
+
+
+def _readable(item: Kept) -> Snapshot | None:
+    """A snapshot that root looks at may be that of the user who owns the function's folder."""
+    if item.snapshot is not None or os.geteuid() != 0:
+        return item.snapshot
+    try:
+        return read_snapshot(item.path, owner=item.path.parent.stat().st_uid)
+    except (OSError, SnapshotError):
+        return None
+
+
 def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
     """The process snapshot that is meant. Raises `NotFound`, `Conflict` and `SnapshotCorrupt`."""
     processes = [item for item in items if item.kind == "process"]
@@ -228,7 +267,7 @@ def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
             hint=f"Name one: gpufn snapshot push {image} --snapshot {processes[0].key}",
             code="ambiguous-key",
         )
-    sound = [item.snapshot for item in processes if item.snapshot is not None]
+    sound = [snapshot for snapshot in map(_readable, processes) if snapshot is not None]
     if not sound:
         raise SnapshotCorrupt(f"The snapshot {processes[0].key} is damaged.", why=processes[0].damage)
     return max(sound, key=lambda snapshot: snapshot.created_at_ns)
@@ -239,7 +278,9 @@ def _with_needed(store: Store, process: Snapshot) -> list[Snapshot]:
     key = process.facts.get("weights")
     if not key:
         return [process]
-    for snapshot in store.all(process.tenant, process.function):
+    for snapshot in map(_readable, kept(store)):
+        if snapshot is None or (snapshot.tenant, snapshot.function) != (process.tenant, process.function):
+            continue
         if snapshot.kind == "weights" and snapshot.key == key:
             return [snapshot, process]
     raise NotFound(

@@ -45,7 +45,7 @@ _TIMEOUTS_S = (10.0, 30.0)
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.2
 _PAUSE_LIMIT_S = 30.0
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**17
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _PAGES_LIMIT = 20
 _PAGE_LINK = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')

@@ -37,6 +37,8 @@ from adapter.snapshot.store import Draft, Snapshot, Store, read_snapshot
 
 _THREADS = (os.cpu_count() or 1) + 2
 """More than processors: some wait for the registry."""
+_PIECE_BYTES = 2**20
+"""One write: on ext4 a single one of a whole chunk takes four times as long."""
 _SNAPSHOTS_LIMIT = 8
 """Of one image and machine: they differ in the variables that `load` sees."""
 _MARK = "receiving"
@@ -95,10 +97,12 @@ def pull(
     *,
     tenant: str = "default",
     function: str = "",
+    owner: tuple[int, int] | None = None,
     on_progress: Progress = lambda *_: None,
 ) -> Pulled:
     """Bring one artifact of the image manifest `subject` into `store`, as a snapshot of `function` (``name.namespace``;
-    where it is empty, of the one that it was taken of).
+    where it is empty, of the one that it was taken of). It belongs to `owner`, user and group, where replicas run as
+    another user than we do; so do the folders that are made for it.
 
     Raises what `Client` raises; `SnapshotCorrupt` for anything that is not what it should be, `SnapshotMismatch`
     where it does not fit `machine`, `Conflict` while another pull brings the same, `StorageError` where it cannot be
@@ -112,28 +116,43 @@ def pull(
         raise SnapshotMismatch("The snapshot does not fit this machine.", why=f"Differs in: {', '.join(differs)}.")
     function = function or described.function
     try:
-        present = _present(store, tenant, function, described)
+        present = _present(_folder(store, tenant, function, owner), described, owner)
         if present is not None:
             return Pulled(present, chosen.digest, described.size, 0)
         with store.receiving(tenant, function, described.identity, described.kind) as draft:
-            receiver = _Receiver(client, draft, described, artifact.layers, on_progress)
+            receiver = _Receiver(client, draft, described, artifact.layers, owner, on_progress)
             try:
                 snapshot = receiver.receive(artifact.config.digest)
             except (SnapshotCorrupt, StorageError, OSError):
                 draft.discard()  # what is damaged is not worth keeping, and a full disk needs its room
                 raise
+            finally:
+                if owner is not None:  # the next to lock it is the replica
+                    for lock in draft.target.parent.glob(".*.lock"):
+                        os.chown(lock, *owner)
             return Pulled(snapshot, chosen.digest, described.size, receiver.received_bytes)
     except OSError as exc:
         raise _unwritable(store.root, exc) from exc
 
 
-def _present(store: Store, tenant: str, function: str, described: Described) -> Snapshot | None:
+def _folder(store: Store, tenant: str, function: str, owner: tuple[int, int] | None) -> Path:
+    """The function's folder of snapshots; the owner's, with those above it that are made now."""
+    folder = store.root / tenant / function
+    missing = [path for path in (store.root, folder.parent, folder) if not path.exists()]
+    folder = store.folder(tenant, function)
+    if owner is not None:
+        for path in {*missing, folder}:
+            os.chown(path, *owner)
+    return folder
+
+
+def _present(folder: Path, described: Described, owner: tuple[int, int] | None) -> Snapshot | None:
     """The same snapshot, where the store has it already."""
-    path = store.folder(tenant, function) / f"{described.kind}-{described.key}"
+    path = folder / f"{described.kind}-{described.key}"
     if not os.path.lexists(path):
         return None
     try:
-        snapshot = read_snapshot(path)
+        snapshot = read_snapshot(path, owner=owner[0] if owner else None)
     except SnapshotError:
         return None
     return snapshot if (snapshot.files, snapshot.facts) == (described.files, described.facts) else None
@@ -148,6 +167,7 @@ class _Receiver:
         draft: Draft,
         described: Described,
         layers: Sequence[Descriptor],
+        owner: tuple[int, int] | None,
         on_progress: Progress,
     ) -> None:
         self.received_bytes = 0
@@ -155,6 +175,7 @@ class _Receiver:
         self._draft = draft
         self._described = described
         self._layers = layers
+        self._owner = owner
         self._on_progress = on_progress
         self._done = 0
         self._lock = threading.Lock()
@@ -179,7 +200,7 @@ class _Receiver:
                     raise
         (self._draft.path / _MARK).unlink()
         described = self._described
-        return self._draft.adopt(described.facts, described.files, described.created_at_ns)
+        return self._draft.adopt(described.facts, described.files, described.created_at_ns, self._owner)
 
     def _prepare(self, mark: str) -> bool:
         """Whether the draft holds parts of this very artifact; else it is empty now."""
@@ -238,7 +259,7 @@ class _Receiver:
             for extent in chunk.extents:
                 end, offset = at + extent.size, extent.offset
                 while at < end:
-                    count = os.pwrite(self._files[extent.file], whole[at:end], offset)
+                    count = os.pwrite(self._files[extent.file], whole[at : min(end, at + _PIECE_BYTES)], offset)
                     at, offset = at + count, offset + count
 
 

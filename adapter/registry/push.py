@@ -23,7 +23,7 @@ from adapter.registry.artifact import (
     plan,
 )
 from adapter.registry.client import Client, Descriptor
-from adapter.snapshot.store import Snapshot, verify
+from adapter.snapshot.store import Snapshot, compare
 
 DEFAULT_LEVEL = 3
 _THREADS = (os.cpu_count() or 1) + 2
@@ -59,8 +59,8 @@ def push(
     Raises what `Client` raises, `SnapshotCorrupt` where the files are not what was published, and `SnapshotError`
     where they cannot be read. What an interrupted push has stored is found by the next.
     """
-    verify(snapshot, always=True)  # what leaves this machine is right
     try:
+        compare(snapshot)  # what leaves this machine is right
         sender = _Sender(client, snapshot, level, on_progress)
         chunks, layers = sender.send()
     except OSError as exc:

@@ -200,23 +200,36 @@ class Draft:
                 sync(path)
         return self._publish(facts, files, time.time_ns())
 
-    def adopt(self, facts: Mapping[str, Any], files: Mapping[str, Any], created_at_ns: int) -> Snapshot:
+    def adopt(
+        self,
+        facts: Mapping[str, Any],
+        files: Mapping[str, Any],
+        created_at_ns: int,
+        owner: tuple[int, int] | None = None,
+    ) -> Snapshot:
         """Publish files that another store published with the entries `files`, and that are known to be the same.
 
         Nothing is read again: the caller has compared every byte as it came. The folder has to hold exactly these
-        files, else `SnapshotCorrupt`. Raises `OSError`. Nothing is published then.
+        files, else `SnapshotCorrupt`. Raises `OSError`. Nothing is published then. `owner` is the user and group that
+        replicas run as, where they are others than ours.
         """
         for name in files:
             os.chmod(self.path / name, 0o400, follow_symlinks=False)
             sync(self.path / name)
-        return self._publish(facts, files, created_at_ns, check=True)
+        return self._publish(facts, files, created_at_ns, check=True, owner=owner)
 
     def discard(self) -> None:
         """Remove what is there of it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _publish(
-        self, facts: Mapping[str, Any], files: Mapping[str, Any], created_at_ns: int, *, check: bool = False
+        self,
+        facts: Mapping[str, Any],
+        files: Mapping[str, Any],
+        created_at_ns: int,
+        *,
+        check: bool = False,
+        owner: tuple[int, int] | None = None,
     ) -> Snapshot:
         manifest = {
             "format": FORMAT,
@@ -233,12 +246,14 @@ class Draft:
         write_whole(self.path / USED, b"")
         if check:
             read_snapshot(self.path)
+        if owner is not None:
+            _give_away(self.path, owner)
         if os.path.lexists(self.target):
             discard(self.target)  # replaced, readable or damaged
         os.rename(self.path, self.target)
         sync(self.target.parent)
         self.store.evict(keep=self.target)
-        return read_snapshot(self.target)
+        return read_snapshot(self.target, owner=owner[0] if owner else None)
 
 
 def discard(path: Path) -> None:
@@ -254,14 +269,21 @@ def discard(path: Path) -> None:
         gone.unlink()
 
 
-def read_snapshot(path: Path) -> Snapshot:
+def _give_away(folder: Path, owner: tuple[int, int]) -> None:
+    """Make a folder of ours and all in it another user's; the folder itself last."""
+    for path in (*folder.rglob("*"), folder):
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def read_snapshot(path: Path, *, owner: int | None = None) -> Snapshot:
     """The manifest in `path`, its folder and files checked for owner, mode, kind and size, not for content.
 
-    Raises `SnapshotCorrupt` naming what is wrong.
+    They have to be ours, or where the caller only looks, its `owner`'s. Raises `SnapshotCorrupt` naming what is wrong.
     """
-    _check_trusted(path, directory=True)
+    trusted = os.geteuid() if owner is None else owner
+    _check_trusted(path, trusted, directory=True)
     manifest_path = path / MANIFEST
-    if _check_trusted(manifest_path).st_size > _MANIFEST_LIMIT_BYTES:
+    if _check_trusted(manifest_path, trusted).st_size > _MANIFEST_LIMIT_BYTES:
         raise SnapshotCorrupt(f"{manifest_path} is too large for a manifest.")
     try:
         data = json.loads(manifest_path.read_bytes())
@@ -284,22 +306,22 @@ def read_snapshot(path: Path) -> Snapshot:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
-    _check_files(snapshot)
+    _check_files(snapshot, trusted)
     return snapshot
 
 
-def _check_files(snapshot: Snapshot) -> None:
+def _check_files(snapshot: Snapshot, trusted: int) -> None:
     for name, entry in snapshot.files.items():
         parts = name.split("/")
         if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
             raise SnapshotCorrupt(f"{snapshot.path.name} lists a file named {name!r}.", why="Names stay in the folder.")
         if len(parts) == 2:
-            _check_trusted(snapshot.path / parts[0], directory=True)
-        if _check_trusted(snapshot.path / name).st_size != entry["size"]:
+            _check_trusted(snapshot.path / parts[0], trusted, directory=True)
+        if _check_trusted(snapshot.path / name, trusted).st_size != entry["size"]:
             raise SnapshotCorrupt(f"{name} of {snapshot.path.name} has another size than was published.")
     for own in _OWN_FILES:
         if os.path.lexists(snapshot.path / own):
-            _check_trusted(snapshot.path / own)
+            _check_trusted(snapshot.path / own, trusted)
     listed = snapshot.files.keys() | _OWN_FILES
     for folder, folders, names in os.walk(snapshot.path):
         for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
@@ -308,7 +330,7 @@ def _check_files(snapshot: Snapshot) -> None:
                 raise SnapshotCorrupt(f"{snapshot.path.name} holds {relative}, which its manifest does not list.")
 
 
-def _check_trusted(path: Path, *, directory: bool = False) -> os.stat_result:
+def _check_trusted(path: Path, trusted: int, *, directory: bool = False) -> os.stat_result:
     """A file or folder that nobody else can have written. Raises `SnapshotCorrupt`."""
     try:
         facts = os.lstat(path)
@@ -316,7 +338,7 @@ def _check_trusted(path: Path, *, directory: bool = False) -> os.stat_result:
         raise SnapshotCorrupt(f"{path.name} is missing.", why=f"{exc.strerror}.") from exc
     if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
         raise SnapshotCorrupt(f"{path.name} is not a {'folder' if directory else 'file'}.", why="Links are refused.")
-    if facts.st_uid != os.geteuid():
+    if facts.st_uid != trusted:
         raise SnapshotCorrupt(f"{path.name} belongs to user {facts.st_uid}.", why="A snapshot is trusted memory.")
     if facts.st_mode & 0o022:
         raise SnapshotCorrupt(f"{path.name} can be written by others.", why="A snapshot is trusted memory.")
@@ -331,6 +353,12 @@ def verify(snapshot: Snapshot, *, always: bool = False) -> None:
             return
     except (OSError, ValueError, RecursionError):
         pass  # never verified here, or a torn write: verify now
+    compare(snapshot)
+    write_whole(snapshot.path / VERIFIED, json.dumps(stats).encode())
+
+
+def compare(snapshot: Snapshot) -> None:
+    """Read all files and compare their checksums; writes nothing. Raises `SnapshotCorrupt`."""
     for name, entry in snapshot.files.items():
         if file_checksum(snapshot.path / name) != entry["checksum"]:
             if snapshot.kind == "weights":
@@ -338,7 +366,6 @@ def verify(snapshot: Snapshot, *, always: bool = False) -> None:
 
                 weightsfile.verify(snapshot.path)  # knows which tensor it is
             raise SnapshotCorrupt(f"{name} of {snapshot.path.name} is damaged.", why="Its checksum differs.")
-    write_whole(snapshot.path / VERIFIED, json.dumps(stats).encode())
 
 
 def _stats(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -353,7 +380,7 @@ def _make_private(folder: Path) -> None:
     """A folder of ours. Raises `SnapshotCorrupt` where something else has its name."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    _check_trusted(folder, directory=True)
+    _check_trusted(folder, os.geteuid(), directory=True)
     os.utime(folder)  # it is in use again
 
 

@@ -1,6 +1,7 @@
 """`gpufn snapshot push`, `pull` and `inspect IMAGE` against a registry in this process."""
 
 import json
+import os
 
 import pytest
 
@@ -148,3 +149,21 @@ def test_what_has_no_slash_is_a_function_or_a_key(state, store, image, capsys):
     taken = take(store)
     assert snapshot(state, "inspect", taken.key[:6], "-o", "json") == 0
     assert answer(capsys)["key"] == taken.key
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_root_pushes_and_pulls_for_the_user_of_the_image(state, store, tmp_path, capsys):
+    taken = take(store)
+    for path in (store.root / "default" / taken.function, *taken.path.rglob("*"), taken.path):
+        os.chown(path, 12345, 12346)
+    with FakeRegistry().running() as registry:
+        image = f"{registry.host}/team/fn:1"
+        with Client(Reference.parse(image)) as client:
+            put_image(client, user="12345:12346")
+        assert snapshot(state, "push", image) == 0
+        assert not list(taken.path.glob("verified.json")) or (taken.path / "verified.json").stat().st_uid == 12345
+        node = tmp_path / "node"
+        assert snapshot(state, "pull", image, "--into", str(node)) == 0
+        assert {path.stat().st_uid for path in (node, *node.rglob("*"))} == {12345}
+        assert snapshot(state, "pull", image, "--into", str(node), "-o", "json") == 0
+        assert '"received_bytes": 0' in capsys.readouterr().out

@@ -96,9 +96,9 @@ def client(host):
         yield found
 
 
-def put_image(client, tag="1"):
+def put_image(client, tag="1", user=""):
     """An image without layers; its descriptor."""
-    config = json.dumps({"os": "linux", "tag": tag}).encode()
+    config = json.dumps({"os": "linux", "tag": tag, "config": {"User": user}}).encode()
     digest = digest_of(config)
     client.push_blob(digest, config)
     manifest = {
