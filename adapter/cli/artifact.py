@@ -17,6 +17,7 @@ from adapter.cli.kept import Kept, kept
 from adapter.cli.output import Column, Output, note, output_options, progress, show
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt
+from adapter.snapshot.image_weights import KEY_PREFIX
 from adapter.snapshot.store import Snapshot, Store
 from adapter.units import format_size
 
@@ -237,7 +238,7 @@ def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
 def _with_needed(store: Store, process: Snapshot) -> list[Snapshot]:
     """The snapshot, after the weights that it cannot do without. Raises `NotFound`."""
     key = process.facts.get("weights")
-    if not key:
+    if not key or str(key).startswith(KEY_PREFIX):  # in it, or in the image
         return [process]
     for snapshot in store.all(process.tenant, process.function):
         if snapshot.kind == "weights" and snapshot.key == key:
