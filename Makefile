@@ -27,7 +27,8 @@ try-criu:
 	@scripts/install-criu.sh || echo "make: going on without CRIU: no process snapshots" >&2
 
 .PHONY: images
-images: ## Make what the tests of images share, kept in ~/.cache/gpufn: the base images and the buildpack lifecycle
+images: ## Make what the tests of images share, kept in ~/.cache/gpufn: the base images a docker daemon, the buildpack lifecycle
+	@scripts/install-docker.sh $(CACHE)/docker
 	@scripts/install-lifecycle.sh $(CACHE)/lifecycle
 	@scripts/base-image.sh --with python3-torch --lifecycle $(CACHE)/lifecycle
 

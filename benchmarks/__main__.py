@@ -23,6 +23,7 @@ BENCHMARKS = {
     "cycles": "benchmarks.cycles",
     "parks": "benchmarks.parks",
     "weights": "benchmarks.weights",
+    "images": "benchmarks.images",
 }
 """Name on the command line -> module. Their order is that of a whole run."""
 

@@ -12,9 +12,8 @@
 # Needs root, debootstrap, umoci and skopeo. The packed tree is kept in $GPUFN_CACHE (default ~/.cache/gpufn), so that
 # only the first run takes minutes. The same packages give the same digests.
 set -euo pipefail
+. "$(dirname "$0")/debian.sh"
 
-suite=trixie
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 cache=${GPUFN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpufn}/base
 lifecycle=${XDG_DATA_HOME:-$HOME/.local/share}/gpufn/lifecycle
 packages=(ca-certificates python3 python3-venv)
@@ -45,13 +44,6 @@ for tool in debootstrap umoci skopeo; do
     command -v "$tool" >/dev/null || fail "no $tool here." "It makes or packs the images." "apt-get install debootstrap umoci skopeo"
 done
 [ -x "$lifecycle/lifecycle" ] || fail "no lifecycle in $lifecycle." "The build image has it in it." "Run scripts/install-lifecycle.sh, or name its folder with --lifecycle."
-
-mirror() { # the one that this machine already uses for Debian's own suites
-    local found
-    found=$(sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | grep -v security | grep '/debian/*$' | head -n 1)
-    [ -n "$found" ] || found=$(sed -n 's/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\) .*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | grep '/debian/*$' | head -n 1)
-    echo "${found:-http://deb.debian.org/debian}"
-}
 
 trim() { # TREE: what no function reads
     local tree=$1
@@ -95,12 +87,13 @@ settings() { # IMAGE KEY=VALUE...: its configuration, by umoci's option names
 }
 
 make_tree() { # FOLDER: an OCI layout whose image `root` is the packed tree, and the day of its packages
-    local folder=$1 tree=$work/tree release list
-    release=$(mirror)
+    local folder=$1 tree=$work/tree mirror list
+    mirror=$(debian_mirror || true)
+    mirror=${mirror:-http://deb.debian.org/debian}
     list=$(IFS=,; echo "${packages[*]}")
     echo "base-image: Debian $suite with ${packages[*]} (a minute or two)" >&2
-    debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" --include="$list" "$suite" "$tree" "$release" >"$work/log" 2>&1 ||
-        fail "debootstrap failed." "$(tail -n 3 "$work/log")" "A mirror of Debian $suite is needed; asked was $release."
+    debootstrap --variant=minbase --force-check-gpg --keyring="$keyring" --include="$list" "$suite" "$tree" "$mirror" >"$work/log" 2>&1 ||
+        fail "debootstrap failed." "$(tail -n 3 "$work/log")" "A mirror of Debian $suite is needed; asked was $mirror."
     local day
     day=$(sed -n 's/^Date: //p' "$tree"/var/lib/apt/lists/*_InRelease | head -n 1)
     add_user "$tree"

@@ -7,10 +7,9 @@
 #
 #   scripts/install-criu.sh [FOLDER]      default: ~/.local/share/gpufn/criu
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 folder=${1:-${XDG_DATA_HOME:-$HOME/.local/share}/gpufn/criu}
-suite=trixie
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 if [ -x "$folder/criu" ] && "$folder/criu" --version >/dev/null 2>&1; then
     echo "criu: $("$folder/criu" --version | head -n 1) in $folder"
@@ -23,9 +22,7 @@ for tool in apt-get apt-cache dpkg; do
     }
 done
 
-# The mirror is the one this machine already uses for Debian's own suites.
-mirror=$(sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | grep -v security | grep '/debian/*$' | head -n 1)
-[ -n "$mirror" ] || mirror=$(sed -n 's/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\) .*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | grep '/debian/*$' | head -n 1)
+mirror=$(debian_mirror)
 [ -n "$mirror" ] || {
     echo "install-criu: apt's sources name no Debian mirror: install CRIU 4.1 or newer by hand" >&2
     exit 1
@@ -33,24 +30,12 @@ mirror=$(sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.source
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-chmod 755 "$work"
-mkdir -p "$work/lists/partial" "$work/debs" "$work/root"
-echo "deb [signed-by=$keyring] $mirror $suite main" >"$work/sources.list"
-apt_options="-o Dir::Etc::sourcelist=$work/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::Lists=$work/lists -o Dir::Cache=$work -o Dir::State::status=/dev/null -o APT::Sandbox::User=root"
-
 echo "criu: reading the package list of Debian $suite" >&2
-# shellcheck disable=SC2086  # the options are words
-apt-get $apt_options update -qq
-# shellcheck disable=SC2086
-packages=$(apt-cache $apt_options depends --recurse --no-recommends --no-suggests --no-conflicts \
-    --no-breaks --no-replaces --no-enhances criu | grep '^[a-z0-9]' | sort -u)
+debian_lists "$work" "$mirror"
+packages=$(debian_needs criu)
 echo "criu: fetching $(echo "$packages" | wc -l) packages" >&2
-# shellcheck disable=SC2086
-(cd "$work/debs" && apt-get $apt_options download -qq $packages)
-for deb in "$work"/debs/*.deb; do
-    dpkg -x "$deb" "$work/root"
-done
-rm -rf "$work/root/usr/share" "$work/root/var" "$work/root/etc"
+# shellcheck disable=SC2086  # one word a package
+debian_unpack "$work" $packages
 
 mkdir -p "$(dirname "$folder")"
 rm -rf "$folder.new"

@@ -19,6 +19,9 @@ from adapter.errors import AdapterError
 from adapter.keys import CONFIG_FILE, DOMAIN
 from adapter.openfaas.metrics import Metrics as GatewayMetrics
 from adapter.openfaas.queue import LANE_LIMIT
+from adapter.packaging.application import IGNORE_FILE, LEFT_BEHIND, SECRET
+from adapter.packaging.requirements import LOCK_FILE, PYLOCK_FILE
+from adapter.packaging.settings import LAUNCH_SETTINGS, BuildSettings
 from adapter.replica import ReplicaSettings
 from adapter.runtime.metrics import Metrics as ReplicaMetrics
 from adapter.spec import FIELDS, Field
@@ -58,6 +61,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings(),
         "exit-codes.md": exit_codes(),
         "metrics.md": metrics(),
+        "buildpack.md": buildpack(),
         "cli.md": command_line(),
     }
 
@@ -128,6 +132,43 @@ def settings() -> str:
         + table(("variables", "default", "meaning"), rows)
         + "\nDurations are written `30`, `30s`, `1m30s` or `250ms`, sizes `4096`, `16Mi` or `2G`.\n"
     )
+
+
+def buildpack() -> str:
+    def default(value: Any) -> str:
+        return f"`{value}`" if value else "–"
+
+    build = ((f"`{f.metadata['name']}`", default(f.default), f.metadata["doc"]) for f in fields(BuildSettings))
+    launch = ((f"`{item.name}`", default(item.default), item.doc) for item in LAUNCH_SETTINGS)
+    return (
+        f"{NOTICE}# The buildpack\n\n"
+        "`gpufn/gpu-function` makes an image of a function folder. Its settings are variables of a build (`pack build --env`,\n"
+        "`gpufn build --env`, a file in the platform's `env` folder) and of a launch (`docker run --env`). A build setting that\n"
+        "is not known is refused.\n\n## At the build\n\n"
+        + table(("setting", "default", "meaning"), build)
+        + "\npip's own variables count too: `PIP_INDEX_URL`, `PIP_EXTRA_INDEX_URL`, `PIP_CERT`, `PIP_NO_INDEX`. `BPE_NAME`,\n"
+        "`BPE_DEFAULT_NAME` and `BPE_OVERRIDE_NAME` set the variable `NAME` of the image, as other buildpacks have it.\n\n"
+        "## At the launch\n\n"
+        + table(("setting", "default", "meaning"), launch)
+        + "\nAll [settings of a replica](settings.md) count beside them.\n\n"
+        "## Requirements\n\n"
+        f"Packages come from `{LOCK_FILE}` where there is one, else from `{PYLOCK_FILE}`, else from `requirements.txt`; those of\n"
+        "`requirements-nodeps.txt` without what they depend on. Hashes are kept to. The layer is made anew when these files,\n"
+        "the wheels, Python, or the packages of the base image change, and not when an index has something newer: pin what\n"
+        "must be fixed.\n\n"
+        "## What is not in an image\n\n"
+        f"- What tools leave behind: {_codes(LEFT_BEHIND)}. A slash in front: only at the top.\n"
+        f"- What holds secrets: {_codes(SECRET)}.\n"
+        f"- What `{IGNORE_FILE}` says, a pattern a line; `!PATTERN` brings back what a line before left out.\n\n"
+        "A link that leads out of the folder, a pipe, a socket and a device are refused.\n\n"
+        "## Exit codes\n\n"
+        "`bin/detect`: 0 passes, 100 is not meant, any other is an error of the folder. `bin/build`: 0, or an error in three\n"
+        "lines; the lifecycle then ends with 51 and exports nothing.\n"
+    )
+
+
+def _codes(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _classes(root: type[AdapterError] = AdapterError) -> Iterator[type[AdapterError]]:

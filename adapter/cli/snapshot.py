@@ -140,12 +140,14 @@ def prune_command(
 
 
 @command.command("create")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
+@click.argument("what", metavar="[FOLDER|IMAGE]", default=".")
+@click.option("--name", default="", help="The function that an image will be. Default: the image's own name.")
 @function_options
 @namespace_option
 @single_output_options
 def create_command(
-    folder: Path,
+    what: str,
+    name: str,
     variables: tuple[str, ...],
     python: Path | None,
     envs: Path | None,
@@ -157,16 +159,29 @@ def create_command(
 
     It is loaded as `gpufn up` loads it, with the same name, settings and environment; what it prints comes to
     standard error. Variables count where `gpufn.toml` lists them under [snapshot] env.
+
+    With the name of an IMAGE it is run once in a container that serves nobody, has no network and sees no secret.
     """
-    folder = folder.resolve()
     os.umask(0o077)
-    result = asyncio.run(_create(folder, variables, namespace, state_folder(state), envs, python))
+    folder, where = Path(what), state_folder(state)
+    if folder.exists() or what.startswith((".", "/")):
+        _require_folder(folder)
+        result = asyncio.run(_create(folder.resolve(), variables, namespace, where, envs, python))
+    else:
+        from adapter.cli.image_snapshot import create_from_image
+
+        result = asyncio.run(create_from_image(what, name, namespace, variables, where))
     if not output.for_people:
         output.value(result)
         return
     size, seconds = format_size(result["bytes"]), format_duration(result["seconds"])
-    click.echo(f"✓ {folder.name}.{namespace} has a snapshot: {result['key']}, {size}, taken in {seconds}")
+    click.echo(f"✓ {result['function']}.{namespace} has a snapshot: {result['key']}, {size}, taken in {seconds}")
     note(f"  next: gpufn snapshot inspect {result['key']}")
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise click.BadParameter(f"{folder} is no folder.", param_hint="'[FOLDER|IMAGE]'")
 
 
 async def _create(

@@ -129,8 +129,8 @@ class ContainerHost:
 
     # Images -------------------------------------------------------------------------------------
 
-    async def look(self, reference: str) -> dict[str, Any]:
-        """The tables of the `gpufn.toml` that an image carries; it is fetched where it is not here.
+    async def look(self, reference: str) -> None:
+        """Find out what an image says of itself; it is fetched where it is not here.
 
         Raises `NotFound` where there is no such image, `ConfigError` where it is no function's of ours.
         """
@@ -139,9 +139,18 @@ class ContainerHost:
         except NotFound:
             await self._engine.pull(reference)
             image = await self._engine.image(reference)
-        config = _config_of(reference, image)
+        _config_of(reference, image)
         self._images[reference] = image
-        return config
+
+    def config(self, reference: str) -> tuple[dict[str, Any], str]:
+        """The tables of the `gpufn.toml` that an image carries, and what to call them. Raises `NotFound`."""
+        if reference not in self._images:
+            raise NotFound(
+                f"There is no image {reference} on this machine.",
+                hint=f"Build it, or fetch it with: docker pull {reference}",
+                code="image-unknown",
+            )
+        return _config_of(reference, self._images[reference]), f"{CONFIG_LABEL} of {reference}"
 
     async def prepare(self, deployment: Deployment) -> None:
         check_deployment(deployment)

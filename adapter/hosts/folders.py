@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adapter.errors import NotFound
-from adapter.keys import HANDLER_FILE
+from adapter.keys import CONFIG_FILE, HANDLER_FILE
+from adapter.spec import read_config, read_handler_shape
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
@@ -46,6 +48,16 @@ class FunctionFolders:
                 code="image-unknown",
             )
         return known[name]
+
+    def config(self, image: str) -> tuple[dict[str, Any], str]:
+        """The tables of its `gpufn.toml`, and that file's name. Raises as `resolve`, and where the folder is none."""
+        return config_in(self.resolve(image))
+
+
+def config_in(folder: Path) -> tuple[dict[str, Any], str]:
+    """The tables of a function folder's `gpufn.toml`, and that file's name. Raises `HandlerError`, `ConfigError`."""
+    read_handler_shape(folder)
+    return read_config(folder), str(folder / CONFIG_FILE)
 
 
 def _has_handler(folder: Path) -> bool:

@@ -99,12 +99,15 @@ class Api:
         return web.json_response([self._status(entry) for entry in self._gateway.catalog.functions(namespace)])
 
     async def deploy_function(self, request: web.Request) -> web.Response:
-        self._gateway.deploy(wire.FunctionDeployment.parse(await request.read()))
+        wanted = wire.FunctionDeployment.parse(await request.read())
+        await self._gateway.look(wanted.image)
+        self._gateway.deploy(wanted)
         return web.Response(status=202)
 
     async def update_function(self, request: web.Request) -> web.Response:
         wanted = wire.FunctionDeployment.parse(await request.read())
         self._gateway.catalog.get(wanted.key)  # 404: faas-cli deploys anew
+        await self._gateway.look(wanted.image)
         self._gateway.deploy(wanted)
         return web.Response(status=202)
 

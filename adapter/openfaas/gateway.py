@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, Host, Inventory
@@ -30,19 +32,29 @@ from adapter.openfaas.recorder import Recorder
 from adapter.policy.grants import Want
 from adapter.records import StartRecord
 from adapter.replica import WATCHDOG_VARIABLES, ReplicaSettings
-from adapter.spec import FunctionSpec, parse_spec, read_config, read_handler_shape
+from adapter.spec import FunctionSpec, parse_spec
 
 logger = logging.getLogger(__name__)
 
-FolderOf = Callable[[str], Path]
-"""Finds an image's function folder. Raises `NotFound`."""
+ConfigOf = Callable[[str], tuple[Mapping[str, Any], str]]
+"""The tables of an image's `gpufn.toml`, and what to call them. Raises `NotFound`, `ConfigError`, `HandlerError`."""
+
+Look = Callable[[str], Awaitable[object]]
+"""Makes `ConfigOf` know an image, which may have to be fetched. Raises `AdapterError`."""
 
 
 class Gateway(Observer):
     """See the module. Make it inside a running event loop. `inventory`: the host's, as it was when this began."""
 
     def __init__(
-        self, state: Path, host: Host, ledger: Ledger, folder_of: FolderOf, inventory: Inventory | None = None
+        self,
+        state: Path,
+        host: Host,
+        ledger: Ledger,
+        config_of: ConfigOf,
+        inventory: Inventory | None = None,
+        *,
+        look: Look | None = None,
     ) -> None:
         self.host = host
         self.gpus = Gpus(inventory)
@@ -54,7 +66,8 @@ class Gateway(Observer):
         self.fleets: dict[str, Fleet] = {}
         self.stopping = asyncio.Event()
         """Set when the gateway ends: what would never end by itself (followed logs) ends with it."""
-        self._folder_of = folder_of
+        self._config_of = config_of
+        self._look = look
         self._recorder = Recorder(ledger)
         self._background = Background()
 
@@ -89,6 +102,22 @@ class Gateway(Observer):
             return self.fleets[key]
         except KeyError:
             raise wire.unknown_function(key) from None
+
+    async def look(self, image: str) -> None:
+        """Before a deploy: know the image, which may have to be fetched. Raises `ConfigError`, `Unavailable`."""
+        self.check_open()
+        if self._look is None:
+            return
+        try:
+            await self._look(image)
+        except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
+            raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
+
+    async def look_at_all(self) -> None:
+        """Before `start`: those images of an earlier life that are still there; the others say so themselves."""
+        for image in {entry.deployment.image for entry in self.catalog.functions()} if self._look else ():
+            with suppress(AdapterError):
+                await self.look(image)
 
     def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
         """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`, `Unavailable`."""
@@ -129,9 +158,8 @@ class Gateway(Observer):
             await self.host.remove(fleet.deployment)
 
     def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
-        folder = self._folder_of(wanted.image)
-        read_handler_shape(folder)
-        spec = parse_spec(read_config(folder), wanted.policy(), source=str(folder / "gpufn.toml"))
+        config, source = self._config_of(wanted.image)
+        spec = parse_spec(config, wanted.policy(), source=source)
         if spec.gpus:
             self.gpus.check(Want.of(wanted.key, spec))
         return _as_watchdog_says(spec, wanted.env_vars)

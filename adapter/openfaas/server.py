@@ -1,4 +1,4 @@
-"""Runs a gateway over the process host until it is told to stop."""
+"""Runs a gateway over a host of this machine until it is told to stop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from aiohttp import web
 
 from adapter.errors import ConfigError
 from adapter.files import write_whole
+from adapter.hosts.container import ContainerHost
+from adapter.hosts.engine import Engine, socket_path
 from adapter.hosts.folders import FunctionFolders
 from adapter.hosts.ports import BACKLOG, listen
 from adapter.hosts.process import ProcessHost
@@ -23,7 +25,7 @@ from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
 from adapter.openfaas.auth import ensure_credentials
 from adapter.openfaas.door import Door
-from adapter.openfaas.gateway import Gateway
+from adapter.openfaas.gateway import ConfigOf, Gateway, Look
 
 _KEEPALIVE_S = 75.0
 _LAST_ANSWERS_S = 5.0
@@ -32,14 +34,20 @@ _LAST_ANSWERS_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `gpufn up` was asked for. `port` 0 takes a free one."""
+    """What `gpufn up` was asked for. `port` 0 takes a free one.
+
+    `host` is ``process``: functions are folders below `roots`; or ``container``: they are images, and reach the
+    world through the engine's `network`.
+    """
 
     state: Path
     roots: tuple[Path, ...]
-    host: str = "127.0.0.1"
+    address: str = "127.0.0.1"
     port: int = 8080
     envs: Path | None = None
     auth: bool = True
+    host: str = "process"
+    network: str = ""
 
 
 async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
@@ -49,22 +57,32 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
     `StorageError` where something in the state folder cannot be used.
     """
     stop = asyncio.Event()
-    folders = FunctionFolders(settings.roots)
-    with listen(settings.host, settings.port) as listener:
+    with listen(settings.address, settings.port) as listener:
         with _usable(settings.state):
-            host = ProcessHost(settings.state, folders, settings.envs)
+            host, config_of, look = await _open_host(settings)
         _watch_signals(stop.set, host.kill)
         try:
             with _usable(settings.state):
                 credentials = ensure_credentials(settings.state) if settings.auth else None
                 inventory = await host.inventory()
                 ledger = Ledger.open(ledger_url(settings.state))
-                gateway = Gateway(settings.state, host, ledger, folders.resolve, inventory)
+                gateway = Gateway(settings.state, host, ledger, config_of, inventory, look=look)
+                await gateway.look_at_all()
         except BaseException:
             await host.close()
             raise
         with _told(settings.state, on_ready) as ready:
             await run_gateway(gateway, credentials, listener, stop, ready)
+
+
+async def _open_host(settings: ServerSettings) -> tuple[ProcessHost | ContainerHost, ConfigOf, Look | None]:
+    """The host, and how the gateway learns what its functions are."""
+    if settings.host == "container":
+        engine = Engine(socket_path())
+        containers = await ContainerHost.open(settings.state, engine, network=settings.network)
+        return containers, containers.config, containers.look
+    folders = FunctionFolders(settings.roots)
+    return ProcessHost(settings.state, folders, settings.envs), folders.config, None
 
 
 @contextmanager

@@ -49,8 +49,7 @@ class BuildSettings:
         "BP_GPUFN_WHEELS",
         str,
         "",
-        "folder of wheels; packages then come from there and from no index; "
-        "default: `wheels/` of the function, of the buildpack",
+        "folder of wheels that packages come from, and no index then; default: `wheels/` of the function, where there is one",
     )
     pip_cache: str = _setting(
         "BP_GPUFN_PIP_CACHE", _one_of("on", "off"), "on", "keep what pip downloaded for the next build"

@@ -204,8 +204,8 @@ class Listed:
 
 def listed(descriptor: Descriptor) -> Listed:
     """What the annotations of a referrer say; what they do not say is empty."""
-    said = {name: descriptor.annotations.get(_ANNOTATION + name, "")[:_TEXT_LIMIT] for name in
-            ("kind", "key", "function", "size", "compressed-size", *MACHINE_FIELDS)}  # fmt: skip
+    names = ("kind", "key", "function", "size", "compressed-size", *MACHINE_FIELDS)
+    said = {name: _shown(descriptor.annotations.get(_ANNOTATION + name, "")) for name in names}
     return Listed(
         descriptor,
         said["kind"],
@@ -213,9 +213,14 @@ def listed(descriptor: Descriptor) -> Listed:
         said["function"],
         _number(said["size"]),
         _number(said["compressed-size"]),
-        descriptor.annotations.get(_CREATED_ANNOTATION, "")[:_TEXT_LIMIT],
+        _shown(descriptor.annotations.get(_CREATED_ANNOTATION, "")),
         {name: said[name] for name in MACHINE_FIELDS if said[name]},
     )
+
+
+def _shown(text: str) -> str:
+    """Somebody else's words, as a terminal may get them."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_TEXT_LIMIT])
 
 
 def _number(text: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import Conflict, HandlerError, NotFound, Unavailable
-from adapter.hosts import ReplicaState, process, process_replica, shell
+from adapter.hosts import ReplicaState, followed, process, shell
 from adapter.hosts.shell import Isolation
 from adapter.keys import SECRETS_PATH
 from adapter.records import EventName
@@ -315,7 +315,7 @@ def test_an_entrypoint_that_dies_at_once_is_reported_with_its_code(tmp_path, fun
 
 
 def test_a_replica_that_never_comes_up_is_killed_and_says_why(tmp_path, functions, fake, isolation, monkeypatch):
-    monkeypatch.setattr(process_replica, "_START_SLACK_S", -0.9)
+    monkeypatch.setattr(followed, "_START_SLACK_S", -0.9)
 
     async def scenario():
         listener, fine = Listener(), Listener()

@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_state_folder_is_said(tmp_path, damage, code, words
 
 
 def test_everybody_on_the_network_without_a_password_is_refused(tmp_path):
-    done = up("--port", 0, "--state", tmp_path / "state", "--no-auth", "--host", "0.0.0.0")
+    done = up("--port", 0, "--state", tmp_path / "state", "--no-auth", "--listen", "0.0.0.0")
     assert done.returncode == 3
     assert "anybody" in done.stderr
 

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from adapter.errors import NotFound
 from adapter.hosts import Deployment, Inventory, ReplicaState
+from adapter.hosts.folders import config_in
 from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.gateway import Gateway
 from adapter.openfaas.server import run_gateway
@@ -277,7 +278,13 @@ def basic(user: str, password: str) -> str:
 async def serving(state, host: FakeHost | None = None, credentials: tuple[str, str] | None = None):
     """A gateway over `host` that listens on a free port."""
     host = host or FakeHost(state)
-    gateway = Gateway(state, host, Ledger.open(ledger_url(state)), host.folder_of, await host.inventory())
+    gateway = Gateway(
+        state,
+        host,
+        Ledger.open(ledger_url(state)),
+        lambda image: config_in(host.folder_of(image)),
+        await host.inventory(),
+    )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(run_gateway(gateway, credentials, listener, stop, ready.set_result))

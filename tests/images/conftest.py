@@ -41,12 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def docker() -> Iterator[Docker]:
+def docker(repository: Path) -> Iterator[Docker]:
     """The daemon that images are built and run with."""
     if DOCKER_HOST:
         yield Docker(DOCKER_HOST)
         return
-    with machine.daemon() as docker:
+    machine.run_script(repository, "install-docker.sh", str(CACHE / "docker"))
+    with machine.daemon(CACHE / "docker") as docker:
         yield docker
 
 

@@ -19,8 +19,8 @@ from tests.images.containers import Docker
 REGISTRY_IMAGE = "gpufn-test/registry"
 
 PROGRAMS = {
-    "dockerd": "docker.io",
     "docker": "docker.io",
+    "runc": "runc",
     "docker-compose": "docker-compose",
     "docker-registry": "docker-registry",
     "debootstrap": "debootstrap",
@@ -41,11 +41,14 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def daemon() -> Iterator[Docker]:
-    """A docker daemon with everything of its own in a folder that is removed after; no networks but `host` and `none`."""
+def daemon(programs: Path) -> Iterator[Docker]:
+    """The docker daemon that `scripts/install-docker.sh` put into `programs`; it has no networks but `host` and `none`.
+
+    Everything of its own is in a folder that is removed after."""
     # Not below pytest's folders: the paths of containerd's sockets would be too long.
     folder = Path(tempfile.mkdtemp(prefix="gpufn-docker-"))
-    command = ["setpriv", "--pdeathsig", "TERM", "dockerd", f"--host=unix://{folder}/docker.sock"]  # never outlives us
+    dockerd = str(programs / "dockerd")
+    command = ["setpriv", "--pdeathsig", "TERM", dockerd, f"--host=unix://{folder}/docker.sock"]  # never outlives us
     command += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/docker.pid"]
     log = folder / "dockerd.log"
     with log.open("wb") as output:
@@ -54,6 +57,7 @@ def daemon() -> Iterator[Docker]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},  # its containerd
         )
     try:
         docker = Docker(f"unix://{folder}/docker.sock")

@@ -47,6 +47,27 @@ def test_nothing_lies_in_it_that_no_function_reads(run_image, run_once, folder):
     assert run_once(run_image, "find", folder, "-mindepth", "1") == ""
 
 
+def test_nobody_becomes_another_user_by_a_file_in_it(run_image, run_once):
+    assert run_once(run_image, "find", "/usr", "-type", "f", "-perm", "/6000") == ""
+
+
+def test_a_volume_for_snapshots_is_the_user_s(run_image, run_once, docker):
+    volume = docker("volume", "create")
+    try:
+        run_once(run_image, "touch", "/var/lib/gpufn/snapshots/mine", mounts={volume: "/var/lib/gpufn/snapshots"})
+    finally:
+        docker("volume", "rm", volume)
+
+
+def test_the_daemon_of_these_tests_gives_the_right_that_a_restore_needs(docker, run_image):
+    """Debian 12's own refuses it by name."""
+    status = docker(
+        "run", "--rm", "--network", "none", "--cap-add", "CHECKPOINT_RESTORE", run_image, "cat", "/proc/self/status"
+    )
+    bounding = next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:"))
+    assert int(bounding, 16) & 1 << 40
+
+
 def test_no_compiler_is_in_it(run_image, run_once):
     assert run_once(run_image, "sh", "-c", "command -v cc gcc clang make || echo none") == "none"
 

@@ -4,7 +4,7 @@ import pytest
 
 from adapter.errors import ConfigError
 from adapter.hosts import Deployment
-from adapter.hosts.process import _check, environment_of, settings_of
+from adapter.hosts.process import check_deployment, environment_of, settings_of
 from adapter.replica import ReplicaSettings
 from adapter.spec import parse_spec
 
@@ -81,11 +81,11 @@ def test_a_function_may_extend_the_python_path_but_not_lose_the_shim():
 )
 def test_names_and_variables_that_cannot_be_used_are_refused(wrong):
     with pytest.raises(ConfigError):
-        _check(deployment(**wrong))
+        check_deployment(deployment(**wrong))
 
 
 def test_ordinary_deployments_pass():
-    _check(deployment(secrets=("api-key", "db.password", "A_1"), WHO="me", exec_timeout="5s", PORT="9000"))
+    check_deployment(deployment(secrets=("api-key", "db.password", "A_1"), WHO="me", exec_timeout="5s", PORT="9000"))
 
 
 def test_a_replica_sees_the_gpus_that_it_was_given_and_no_other(monkeypatch):
