@@ -86,7 +86,8 @@ class _Laboratory:
 def _laboratory() -> Iterator[_Laboratory]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpufn-bench-", dir="/var/tmp")))
-        docker = stack.enter_context(machine.daemon())
+        machine.run_script(REPOSITORY, "install-docker.sh", str(CACHE / "docker"))
+        docker = stack.enter_context(machine.daemon(CACHE / "docker"))
         registry = stack.enter_context(_registry(folder))
         machine.run_script(REPOSITORY, "install-lifecycle.sh", str(CACHE / "lifecycle"))
         machine.run_script(
@@ -173,9 +174,10 @@ print(json.dumps({"layers": layers, "ours": ours, "wheels": wheels}))
 
 def _weight(lab: _Laboratory) -> Iterator[Bar]:
     """Installed bytes that are ours: layers other than packages and weights, and of packages what is no wheel of embed's."""
+    lab.docker("pull", "--quiet", f"{lab.registry}/embed:1")
     said = lab.docker(
         "run", "--rm", "--network", "none", "--entrypoint", "/cnb/lifecycle/launcher", f"{lab.registry}/embed:1",
-        "python", "-c", _SIZES, ",".join(_OURS_OF_PACKAGES),
+        "--", "python", "-c", _SIZES, ",".join(_OURS_OF_PACKAGES),
     )  # fmt: skip
     sizes = json.loads(said.splitlines()[-1])
     layers = sizes["layers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,11 @@ def _resolve(requirements: str, constraints: Path, folder: Path) -> Path:
     overrides.write_text("".join(f'{name}; python_version < "3"\n' for name in BROUGHT))
     uv = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
     target = ["--python-version", PYTHON, "--python-platform", f"{platform.machine()}-manylinux_2_28"]
-    rules = ["--override", str(overrides), "--constraint", str(constraints)]
+    known = folder / "constraints.txt"  # but for what is pinned already
+    pinned = tuple(f"{name}==" for name in re.findall(r"(?m)^([\w.-]+)==", requirements))
+    lines = constraints.read_text().splitlines()
+    known.write_text("\n".join(line for line in lines if not line.startswith(pinned)))
+    rules = ["--override", str(overrides), "--constraint", str(known)]
     subprocess.run([*uv, *target, *rules, str(wanted), "--output-file", str(lock)], check=True)
     return lock
 
