@@ -19,6 +19,7 @@ from adapter.cli.kept import Kept, kept
 from adapter.cli.output import Column, Output, note, output_options, progress, show
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
+from adapter.snapshot.image_weights import KEY_PREFIX
 from adapter.snapshot.store import Snapshot, Store, read_snapshot
 from adapter.units import format_size
 
@@ -276,7 +277,7 @@ def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
 def _with_needed(store: Store, process: Snapshot) -> list[Snapshot]:
     """The snapshot, after the weights that it cannot do without. Raises `NotFound`."""
     key = process.facts.get("weights")
-    if not key:
+    if not key or str(key).startswith(KEY_PREFIX):  # in it, or in the image
         return [process]
     for snapshot in map(_readable, kept(store)):
         if snapshot is None or (snapshot.tenant, snapshot.function) != (process.tenant, process.function):

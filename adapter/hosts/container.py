@@ -57,7 +57,7 @@ _FOLDER = "/run/gpufn"
 _SNAPSHOTS = "/var/lib/gpufn/snapshots"
 _CLOSE_GRACE_S = 10.0
 _IMAGE_SAYS = frozenset({"folder", "python", "runtime_dir", "listen_fd", "events_fd", "commands_fd", "gpu_helper",
-                         "gpu_capabilities"})  # fmt: skip
+                         "gpu_capabilities", "weights_dir", "verify_weights"})  # fmt: skip
 """Settings that a container has from its image, or needs none of."""
 
 

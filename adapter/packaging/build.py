@@ -24,6 +24,7 @@ from adapter.packaging.layers import Layers, Outcome, to_toml
 from adapter.packaging.requirements import read_requirements
 from adapter.packaging.settings import BuildSettings
 from adapter.packaging.sources import WeightsConfig, fetch_weights, source_identity
+from adapter.packaging.weights_tools import tools_for
 from adapter.units import format_size
 
 PACKAGES, SHIM, CRIU, ENVIRONMENT, WEIGHTS, PIP_CACHE = (
@@ -76,7 +77,7 @@ def build(places: Places, environ: Mapping[str, str], say: Say) -> list[Outcome]
         layers.drop(CRIU)
     _environment(layers, function.folder, environ, say)
     if weights:
-        _weights(layers, weights, identity, function.folder, places, say)
+        _weights(layers, weights, identity, function.folder, places, say, wanted=wanted, environ=environ)
     else:
         layers.drop(WEIGHTS)
     _application(places, function, ignore, weights, environ, say)
@@ -197,20 +198,34 @@ def _environment(layers: Layers, folder: Path, environ: Mapping[str, str], say: 
 
 
 def _weights(
-    layers: Layers, config: WeightsConfig, made_from: Mapping[str, str], folder: Path, places: Places, say: Say
+    layers: Layers,
+    config: WeightsConfig,
+    made_from: Mapping[str, str],
+    folder: Path,
+    places: Places,
+    say: Say,
+    *,
+    wanted: packages.Wanted,
+    environ: Mapping[str, str],
 ) -> None:
     if layers.is_current(WEIGHTS, made_from):
         layers.reuse(WEIGHTS)
         _report(layers, say)
         return
     say(f"{WEIGHTS}: from {config.source}")
-    with layers.making(WEIGHTS, made_from) as layer:
+    home = layers[PACKAGES]
+
+    def install(target: Path, requirement: str) -> None:
+        say(f"{WEIGHTS}: installing {requirement} to fetch them, for this build only")
+        packages.install_apart(target, requirement, home, wanted, environ, places.app)
+
+    with tools_for(config.source, install), layers.making(WEIGHTS, made_from) as layer:
         fetched = fetch_weights(
             config,
             folder,
             layer.folder,
             token_file=_token_file(places.platform),
-            python=str(layers[PACKAGES] / "bin" / "python"),
+            python=str(home / "bin" / "python"),
         )
         layer.set_env("GPUFN_WEIGHTS", str(layer.folder))
         layer.set_env("MODEL_DIR", str(layer.folder / "model"))

@@ -115,6 +115,18 @@ def make_environment(home: Path, wanted: Wanted, cache: Path | None, environ: Ma
     compile_all(home, home / "bin" / "python", environ)
 
 
+def install_apart(
+    folder: Path, requirement: str, home: Path, wanted: Wanted, environ: Mapping[str, str], cwd: Path
+) -> None:
+    """Put a package of the build's own into `folder`, from where those of the environment `home` come.
+
+    Raises `ConfigError` with the installer's words, `Unavailable` where there is no installer.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpufn-pip-") as work:
+        pip = _Pip(home, Path(work), wanted, None, environ, cwd)
+        pip.install([Line("the build", 0, requirement)], "--target", str(folder))
+
+
 def installed(home: Path) -> list[tuple[str, str]]:
     """Name and version of each package in the environment itself, by name."""
     import importlib.metadata

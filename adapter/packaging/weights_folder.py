@@ -13,6 +13,7 @@ from adapter.packaging.weights_source import Entry, Progress, is_safe, other_dig
 
 _IGNORED = frozenset({"__pycache__", "node_modules"})
 _COPY_BYTES = 2**20
+_RING = "its links go round in a ring"
 
 
 class FolderSource:
@@ -65,8 +66,8 @@ class FolderSource:
         try:
             real = path.resolve(strict=True)
             mode = real.stat().st_mode
-        except (OSError, RuntimeError) as exc:  # RuntimeError: links in a ring, before Python 3.13
-            why = getattr(exc, "strerror", None) or "its links go round in a ring"
+        except (OSError, RuntimeError, ValueError) as exc:  # RuntimeError: links in a ring, before Python 3.13
+            why = getattr(exc, "strerror", None) or ("no such name can be" if isinstance(exc, ValueError) else _RING)
             raise NotFound(
                 f"The weights {self._said} are missing.",
                 why=f"{shown}: {why}.",

@@ -81,7 +81,9 @@ def choose(names: Sequence[str], *, dtype: str, asked: bool = False) -> Choice:
     Raises `SnapshotError`: there are no weights, several, or only such as run code when they are read.
     """
     top = [name for name in names if "/" not in name]
-    checkpoint = next((name for name in _INDEXED if name in top), None) or _only_one(top, dtype)
+    has_tensors = any(name.endswith(".safetensors") for name in top)  # then pickles are the same once more
+    indexed = [name for name in _INDEXED if name in top and not (has_tensors and name.startswith("pytorch_"))]
+    checkpoint = indexed[0] if indexed else _only_one(top, dtype)
     several = [name for name in names if name.endswith((".safetensors", ".gguf"))]
     if checkpoint is None and not several:
         raise _no_weights(names)

@@ -14,15 +14,12 @@ from adapter.records import Rung, SkippedRung
 from adapter.replica import ReplicaSettings, user_environment
 from adapter.snapshot import image_weights
 from adapter.snapshot.identity import Identity, identity_of, weights_identity
-from adapter.snapshot.image_weights import MODEL_FOLDER
+from adapter.snapshot.image_weights import KEY_PREFIX, MODEL_FOLDER
 from adapter.snapshot.store import Snapshot, Store
 from adapter.spec import HandlerShape
 
 PROCESS, WEIGHTS, COMPILED = "process", "weights", "compile"
 """Kinds of snapshots."""
-
-_OF_THE_IMAGE = "image:"
-"""How the key of weights begins that no store holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ class Wanted:
         """
         if not snapshot.facts.get("weights_left_out"):
             return ""
-        if str(snapshot.facts.get("weights")).startswith(_OF_THE_IMAGE):
+        if str(snapshot.facts.get("weights")).startswith(KEY_PREFIX):
             return str(self._image_weights().path)
         return str(self.find(WEIGHTS).path)
 
@@ -125,7 +122,7 @@ class Wanted:
         identity = weights_identity(self.identity) if kind == WEIGHTS else self.identity
         snapshot = store.find(self.settings.tenant, self.function, identity, kind)
         mapped = str(snapshot.facts.get("weights") or "") if kind == PROCESS else ""
-        if mapped.startswith(_OF_THE_IMAGE):
+        if mapped.startswith(KEY_PREFIX):
             if self._image_weights().key != mapped:
                 raise SnapshotMismatch("The snapshot maps other weights than the image's.")
         elif mapped:
@@ -161,7 +158,7 @@ class Wanted:
             record = self.store.folder(self.settings.tenant, self.function) / f".image-weights-{found.digest}.json"
         if record is not None or self.settings.verify_weights == "on":
             image_weights.verify(found, record)
-        self._brought.append(Weights(found.path, f"{_OF_THE_IMAGE}{found.digest}"))
+        self._brought.append(Weights(found.path, f"{KEY_PREFIX}{found.digest}"))
         return self._brought[0]
 
 

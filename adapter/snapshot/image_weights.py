@@ -25,6 +25,8 @@ from adapter.snapshot.weightsfile import DATA, INDEX, reading
 
 SOURCE = "source.json"
 MODEL_FOLDER = "model"
+KEY_PREFIX = "image:"
+"""How the key of weights begins that a process snapshot maps and no store holds."""
 _HEAD_LIMIT_BYTES = 4096
 
 

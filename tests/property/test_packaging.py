@@ -2,7 +2,7 @@
 
 import contextlib
 
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from adapter.errors import AdapterError, ConfigError
 from adapter.packaging.sources import WeightsConfig, source_identity
@@ -36,6 +36,7 @@ def test_nothing_that_is_read_by_running_it_lies_beside_the_weights(names, dtype
         assert "model.safetensors" not in choice.beside or choice.checkpoint is None
 
 
+@example(["pytorch_model.safetensors", "pytorch_model.bin"])
 @given(SOURCES)
 def test_a_source_with_a_safetensors_file_is_never_read_otherwise(names):
     if any("/" not in name and name.endswith(".safetensors") for name in names):

@@ -101,6 +101,8 @@ def _setting(item):
         return st.sampled_from(["auto", "on", "off"])
     if item.name == "resume":
         return st.sampled_from(["held", "asked"])
+    if item.name == "snapshot_by":
+        return st.sampled_from(["replica", "host"])
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
