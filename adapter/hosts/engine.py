@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -138,11 +138,14 @@ class Engine:
             return
 
     async def remove(self, container: str) -> None:
-        """With what it wrote, running or not. One that is gone is no error."""
+        """With what it wrote, running or not; returns when it is gone. One that is gone already is no error."""
         try:
             await self._call("DELETE", f"/containers/{container}?force=true&v=true")
-        except (NotFound, Conflict):  # gone, or going
+        except NotFound:
             return
+        except Conflict:  # somebody else removes it at this moment
+            with suppress(NotFound):
+                await self._call("POST", f"/containers/{container}/wait?condition=removed")
 
     async def wait(self, container: str) -> int:
         """Until it has ended, for as long as that takes; returns its exit code."""

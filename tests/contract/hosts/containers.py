@@ -27,7 +27,7 @@ from pathlib import Path
 
 def load(device):
     print("loaded", flush=True)
-    return [device, os.environ.get("TOO_EARLY", "")]
+    return device
 
 def handle(event, context):
     if event.path == "/secret":
@@ -41,8 +41,9 @@ def run(scenario) -> None:
     asyncio.run(asyncio.wait_for(scenario, LIMIT_S))
 
 
-def function(image: str, *, secrets: tuple[str, ...] = (), **env: str) -> Deployment:
-    return Deployment("fn", "openfaas-fn", "1", image, parse_spec({}, {}), tuple(env.items()), secrets)
+def function(image: str, *, secrets: tuple[str, ...] = (), snapshot: str = "off", **env: str) -> Deployment:
+    spec = parse_spec({"snapshot": {"process": snapshot}}, {})
+    return Deployment("fn", "openfaas-fn", "1", image, spec, tuple(env.items()), secrets)
 
 
 @asynccontextmanager
@@ -59,10 +60,10 @@ class ContainerHostContract:
         async def scenario():
             listener = Listener()
             async with opened(tmp_path / "s", engine, network) as host:
-                wanted = function(images["function"], GREETING="hello", TOO_EARLY="no")
+                wanted = function(images["function"], GREETING="hello")
                 await host.prepare(wanted)
                 replica = await host.start(wanted, listener)
-                assert await ask(replica, b"one") == f"one hello ['cpu', ''] {replica.id}".encode()
+                assert await ask(replica, b"one") == f"one hello cpu {replica.id}".encode()
                 await listener.heard(EventName.STARTED)
                 replica.park()
                 await listener.heard(EventName.PARKED)
@@ -73,7 +74,7 @@ class ContainerHostContract:
                 assert (stopped.fields["exit_code"], stopped.fields["reason"]) == (0, "drained")
                 assert replica.state is ReplicaState.GONE
                 assert listener.events[-1] is stopped
-                assert not list((tmp_path / "s" / "replicas").glob("*"))
+                assert not (tmp_path / "s" / "replicas" / replica.id).exists()
                 lines = [json.loads(line) for line in host.log_path(wanted).read_text().splitlines()]
                 assert "loaded" in [line["text"] for line in lines if line["instance"] == replica.id]
 
