@@ -162,3 +162,18 @@ def test_an_engine_that_talks_nonsense_is_no_engine(tmp_path):
 
     with pytest.raises(Unavailable, match="something else than JSON"):
         run(scenario())
+
+
+def test_orders_leave_to_the_image_what_only_it_knows(tmp_path, fake):
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            wanted = function("test/fn:1", GREETING="hello")
+            await host.prepare(wanted)
+            orders = host._orders(wanted, host._image_of(wanted), "fn-1")
+            assert orders["GREETING"] == "hello"
+            assert orders["GPUFN_SNAPSHOT_BY"] == "host"
+            assert (
+                not {"GPUFN_FOLDER", "GPUFN_PYTHON", "GPUFN_WEIGHTS", "GPUFN_LISTEN_FD", "PATH", "HOME"} & orders.keys()
+            )
+
+    run(scenario())
