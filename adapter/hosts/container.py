@@ -58,8 +58,8 @@ _FOLDER = "/run/gpufn"
 """Where a container sees its own folder of ours."""
 _LENT_CRIU = "/opt/gpufn/lent-criu"
 _CLOSE_GRACE_S = 10.0
-_IMAGE_SAYS = frozenset({"folder", "python", "weights", "runtime_dir", "listen_fd", "events_fd", "commands_fd", "gpu_helper",
-                         "gpu_capabilities"})  # fmt: skip
+_IMAGE_SAYS = frozenset({"folder", "python", "weights_dir", "verify_weights", "runtime_dir", "listen_fd", "events_fd",
+                         "commands_fd", "gpu_helper", "gpu_capabilities"})  # fmt: skip
 """Settings that a container has from its image, or needs none of."""
 
 
