@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from adapter.errors import SnapshotError
-from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL
+from adapter.errors import SnapshotError, Unavailable
+from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost
 from adapter.hosts.engine import Engine
 from adapter.keys import CONTRACT_VERSION
 from adapter.records import EventName
@@ -45,22 +45,21 @@ def network():
     return "none"
 
 
-class TestOnTheFakeEngine(ContainerHostContract):
-    @pytest.fixture(autouse=True)
-    def secrets_where_the_fake_has_them(self, monkeypatch, tmp_path):
-        """Its containers see this machine's files: a secret's place there is the replica's own folder."""
-        from adapter.hosts import container
+@pytest.fixture(autouse=True)
+def places_where_the_fake_has_them(monkeypatch):
+    """Its containers see this machine's files: no store of snapshots, and secrets in the replica's own folder."""
+    orders = ContainerHost._orders
 
-        orders = container.ContainerHost._orders
-        monkeypatch.setattr(
-            container.ContainerHost,
-            "_orders",
-            lambda self, deployment, image, identity, devices=(): {
-                **orders(self, deployment, image, identity, devices),
-                "GPUFN_SNAPSHOT_DIR": "",
-                "GPUFN_SECRETS_DIR": str(self._state / "replicas" / identity / "secrets"),
-            },
-        )
+    def changed(self, deployment, image, identity, devices=()):
+        home = self._state / "replicas" / identity
+        own = {"GPUFN_SNAPSHOT_DIR": "", "GPUFN_SECRETS_DIR": str(home / "secrets")}
+        return {**orders(self, deployment, image, identity, devices), **own}
+
+    monkeypatch.setattr(ContainerHost, "_orders", changed)
+
+
+class TestOnTheFakeEngine(ContainerHostContract):
+    pass
 
 
 def started(tmp_path, fake, listener, **options):
@@ -157,8 +156,6 @@ def test_an_engine_that_talks_nonsense_is_no_engine(tmp_path):
         server = await asyncio.start_unix_server(nonsense, str(tmp_path / "e"))
         async with server:
             await Engine(str(tmp_path / "e")).version()
-
-    from adapter.errors import Unavailable
 
     with pytest.raises(Unavailable, match="something else than JSON"):
         run(scenario())
