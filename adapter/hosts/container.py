@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
+from adapter.files import write_whole
 from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.container_replica import ContainerReplica, Line
 from adapter.hosts.criu import lend
@@ -232,7 +233,7 @@ class ContainerHost:
         """A container of ours that waits for its orders once it runs; returns its id."""
 
         def config() -> dict[str, Any]:
-            security = [f"seccomp={json.dumps(profile()) if confined else 'unconfined'}"]
+            security = [f"seccomp={self._profile() if confined else 'unconfined'}"]
             if _is_root(image):  # others have CRIU's right from its file, which this would forbid
                 security.append("no-new-privileges")
             label, _, host = self._label.partition("=")
@@ -253,13 +254,22 @@ class ContainerHost:
 
         try:
             return await self._engine.create(name, config())
-        except ConfigError as error:
+        except AdapterError as error:
             if not self._gives_rights or RESTORE_RIGHT not in error.why:
                 raise
             self._gives_rights = False
             fields = {"why": error.why}
             logger.warning("this engine gives no right to restore: functions load anew", extra={"fields": fields})
             return await self._engine.create(name, config())
+
+    def _profile(self) -> str:
+        """As the engine wants it: Docker the profile itself, Podman a file with it."""
+        text = json.dumps(profile())
+        if not self._podman:
+            return text
+        path = self._state / "seccomp.json"
+        write_whole(path, text.encode())
+        return str(path.resolve())
 
     def _gpus(self, devices: Sequence[str]) -> dict[str, Any]:
         """By UUID. Docker asks NVIDIA's runtime, Podman its CDI files. Not run on a machine with a GPU yet."""

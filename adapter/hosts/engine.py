@@ -25,6 +25,8 @@ _PULL_LIMIT_S = 3600.0
 _LINE_LIMIT_BYTES = 2**20
 _BODY_LIMIT_BYTES = 2**26
 _FRAME_HEADER_BYTES = 8
+_WORDS_LIMIT = 600
+"""Characters of what an engine says that are worth repeating."""
 _STARTERS = "systemctl start docker, or: systemctl --user start podman.socket"
 
 _ERRORS: dict[int, type[AdapterError]] = {400: ConfigError, 404: NotFound, 409: Conflict}
@@ -303,6 +305,8 @@ def _refusal(status: int, data: bytes) -> AdapterError:
         said = str(json.loads(data)["message"]).strip()
     except (ValueError, KeyError, TypeError):
         said = data.decode(errors="replace").strip()[:200] or f"status {status}"
+    if len(said) > _WORDS_LIMIT:  # some repeat what they were asked for
+        said = f"{said[: _WORDS_LIMIT // 2]} … {said[-_WORDS_LIMIT // 2 :]}"
     kind = _ERRORS.get(status, Unavailable)
     code = "engine-refused" if kind is not NotFound else "not-found"
     return kind("The container engine refused.", why=said.rstrip(".") + ".", code=code)

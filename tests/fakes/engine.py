@@ -51,6 +51,7 @@ class FakeEngine:
         self.path = path
         self.images: dict[str, FakeImage] = {}
         self.pullable: dict[str, FakeImage] = {}
+        self.name = "Engine"
         self.networks = ["host", "none", "bridge"]
         self.capabilities = KNOWN_CAPABILITIES
         self.containers: dict[str, FakeContainer] = {}
@@ -125,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, words: list[str], query: dict[str, str], body: Any) -> None:
         engine = self.engine
         if words == ["version"]:
-            self._answer(200, {"Version": "0.1", "Components": [{"Name": "Engine"}]})
+            self._answer(200, {"Version": "0.1", "Components": [{"Name": engine.name}]})
         elif words == ["networks"]:
             self._answer(200, [{"Name": name} for name in engine.networks])
         elif words[0] == "images":

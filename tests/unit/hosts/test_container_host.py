@@ -3,12 +3,14 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from adapter.errors import SnapshotError, Unavailable
+from adapter.errors import ConfigError, NotFound, SnapshotError, Unavailable
 from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost
-from adapter.hosts.engine import Engine
+from adapter.hosts.engine import Engine, socket_path
+from adapter.hosts.seccomp import profile
 from adapter.keys import CONTRACT_VERSION
 from adapter.records import EventName
 from tests.contract.hosts.containers import HANDLER, ContainerHostContract, function, opened, run
@@ -174,3 +176,27 @@ def test_orders_leave_to_the_image_what_only_it_knows(tmp_path, fake):
             )
 
     run(scenario())
+
+
+def test_podman_is_given_a_file_with_the_profile_and_gpus_by_their_cdi_names(tmp_path, fake):
+    fake.name = "Podman Engine"
+    host = started(tmp_path, fake, Listener(), devices=("GPU-1",))["HostConfig"]
+    path = next(text.removeprefix("seccomp=") for text in host["SecurityOpt"] if text.startswith("seccomp="))
+    assert json.loads(Path(path).read_text()) == profile()
+    assert [device["PathOnHost"] for device in host["Devices"]] == ["nvidia.com/gpu=GPU-1"]
+
+
+def test_what_an_engine_repeats_at_length_is_cut(tmp_path, fake):
+    with pytest.raises(NotFound) as error:
+        run(Engine(str(fake.path)).inspect("x" * 5000))
+    assert len(error.value.why) < 700
+
+
+@pytest.mark.parametrize(("address", "path"), [("unix:///run/x.sock", "/run/x.sock"), ("/run/x.sock", "/run/x.sock")])
+def test_the_socket_is_the_one_of_docker_host(address, path):
+    assert socket_path({"DOCKER_HOST": address}) == path
+
+
+def test_an_engine_on_another_machine_is_refused():
+    with pytest.raises(ConfigError, match="DOCKER_HOST=tcp"):
+        socket_path({"DOCKER_HOST": "tcp://10.0.0.1:2375"})
