@@ -3,6 +3,7 @@
     <state>/lock              held while a host runs; a second one is refused
     <state>/replicas/<id>/    what one container is given: `line/` with the socket of its orders, `secrets/`
     <state>/logs/             one file a function
+    <state>/criu/             a CRIU for containers of ordinary users, see `adapter.hosts.criu`
     <state>/snapshots/<tenant>/<function>/    of which a container sees its own function's alone
 
 A container gets no port of its own: its entrypoint connects to a socket in its folder, and is given its orders
@@ -30,8 +31,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
+from adapter.files import write_whole
 from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.container_replica import ContainerReplica, Line
+from adapter.hosts.criu import lend
 from adapter.hosts.engine import Engine, Image
 from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
@@ -39,7 +42,7 @@ from adapter.hosts.process import check_deployment, lock_state, settings_of
 from adapter.hosts.replica_log import LogWriter, ReplicaLog
 from adapter.hosts.seccomp import profile
 from adapter.hosts.snapshotter import result_of
-from adapter.keys import CONTRACT_VERSION, SECRETS_PATH
+from adapter.keys import CONTRACT_VERSION, ENV_CRIU, SECRETS_PATH, SNAPSHOT_PATH
 from adapter.replica import STANDBY_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings
 
 logger = logging.getLogger(__name__)
@@ -54,10 +57,10 @@ RESTORE_RIGHT = "CHECKPOINT_RESTORE"
 
 _FOLDER = "/run/gpufn"
 """Where a container sees its own folder of ours."""
-_SNAPSHOTS = "/var/lib/gpufn/snapshots"
+_LENT_CRIU = "/opt/gpufn/lent-criu"
 _CLOSE_GRACE_S = 10.0
-_IMAGE_SAYS = frozenset({"folder", "python", "runtime_dir", "listen_fd", "events_fd", "commands_fd", "gpu_helper",
-                         "gpu_capabilities", "weights_dir", "verify_weights"})  # fmt: skip
+_IMAGE_SAYS = frozenset({"folder", "python", "weights_dir", "verify_weights", "runtime_dir", "listen_fd", "events_fd",
+                         "commands_fd", "gpu_helper", "gpu_capabilities"})  # fmt: skip
 """Settings that a container has from its image, or needs none of."""
 
 
@@ -83,6 +86,7 @@ class ContainerHost:
         self._snapshotting: set[str] = set()
         self._gives_rights = True
         self._podman = False
+        self._lent: Path | None = None
         self._closing = False
         self._lock = lock_state(state)
         self._logs = LogWriter()
@@ -114,6 +118,7 @@ class ContainerHost:
         host._podman = version.startswith("Podman")
         try:
             await host._remove_leftovers()
+            await host._lend_criu()
         except BaseException:
             os.close(host._lock)
             raise
@@ -126,6 +131,13 @@ class ContainerHost:
             await self._engine.remove(container)
         for home in (self._state / "replicas").glob("*"):
             shutil.rmtree(home, ignore_errors=True)
+
+    async def _lend_criu(self) -> None:
+        folder = self._state / "criu"
+        why_not = await asyncio.to_thread(lend, folder)
+        if why_not:
+            logger.info("no CRIU is lent to containers of ordinary users", extra={"fields": {"why": why_not}})
+        self._lent = None if why_not else folder
 
     # Images -------------------------------------------------------------------------------------
 
@@ -168,7 +180,7 @@ class ContainerHost:
         listener = listen("127.0.0.1", 0)
         try:
             orders = self._orders(deployment, image, identity, devices)
-            mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+            mounts = await self._mounts(deployment, image, home)
             if deployment.secrets:
                 mounts.append(_mount(self._copy_secrets(deployment, home), SECRETS_PATH, read_only=True))
             container = await self._create(identity, deployment, image, mounts, devices, network=self._network)
@@ -197,12 +209,15 @@ class ContainerHost:
     ) -> dict[str, str]:
         """The variables that a container adds to its image's: the deployment's, and ours over them."""
         settings = replace(
-            settings_of(deployment, devices), replica=identity, snapshot_dir=_SNAPSHOTS, snapshot_by="host"
+            settings_of(deployment, devices), replica=identity, snapshot_dir=SNAPSHOT_PATH, snapshot_by="host"
         )
         own = dict(deployment.env)
         path = os.pathsep.join(p for p in (own.get("PYTHONPATH", ""), image.environment.get("PYTHONPATH", "")) if p)
         gpus = {} if devices else {"CUDA_VISIBLE_DEVICES": ""}  # a container sees no GPU that it was not given
-        return {**own, **({"PYTHONPATH": path} if path else {}), **gpus, "HOSTNAME": identity, **_said(settings)}
+        more = {"PYTHONPATH": path} if path else {}
+        if self._lends_criu(image):
+            more[ENV_CRIU] = f"{_LENT_CRIU}/criu"
+        return {**own, **more, **gpus, "HOSTNAME": identity, **_said(settings)}
 
     async def _create(
         self,
@@ -218,7 +233,7 @@ class ContainerHost:
         """A container of ours that waits for its orders once it runs; returns its id."""
 
         def config() -> dict[str, Any]:
-            security = [f"seccomp={json.dumps(profile()) if confined else 'unconfined'}"]
+            security = [f"seccomp={self._profile() if confined else 'unconfined'}"]
             if _is_root(image):  # others have CRIU's right from its file, which this would forbid
                 security.append("no-new-privileges")
             label, _, host = self._label.partition("=")
@@ -239,13 +254,22 @@ class ContainerHost:
 
         try:
             return await self._engine.create(name, config())
-        except ConfigError as error:
+        except AdapterError as error:
             if not self._gives_rights or RESTORE_RIGHT not in error.why:
                 raise
             self._gives_rights = False
             fields = {"why": error.why}
             logger.warning("this engine gives no right to restore: functions load anew", extra={"fields": fields})
             return await self._engine.create(name, config())
+
+    def _profile(self) -> str:
+        """As the engine wants it: Docker the profile itself, Podman a file with it."""
+        text = json.dumps(profile())
+        if not self._podman:
+            return text
+        path = self._state / "seccomp.json"
+        write_whole(path, text.encode())
+        return str(path.resolve())
 
     def _gpus(self, devices: Sequence[str]) -> dict[str, Any]:
         """By UUID. Docker asks NVIDIA's runtime, Podman its CDI files. Not run on a machine with a GPU yet."""
@@ -276,6 +300,17 @@ class ContainerHost:
             (target / name).chmod(0o444)
         return target
 
+    async def _mounts(self, deployment: Deployment, image: Image, home: Path) -> list[dict[str, Any]]:
+        """What every container of a function sees of ours."""
+        mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+        if self._lends_criu(image):
+            assert self._lent is not None
+            mounts.append(_mount(self._lent, _LENT_CRIU, read_only=True))
+        return mounts
+
+    def _lends_criu(self, image: Image) -> bool:
+        return self._lent is not None and not _is_root(image)
+
     async def _show_snapshots(self, deployment: Deployment, image: Image) -> dict[str, Any]:
         """The folder of this function's snapshots, where a container looks for it. It belongs to the image's user."""
         place = Path(deployment.spec.tenant) / f"{deployment.name}.{deployment.namespace}"
@@ -285,7 +320,7 @@ class ContainerHost:
         if os.geteuid() == 0 and not _is_root(image):
             user, group = await self._user_of(image)
             os.chown(folder, user, group)
-        return _mount(folder, f"{_SNAPSHOTS}/{place}")
+        return _mount(folder, f"{SNAPSHOT_PATH}/{place}")
 
     async def _user_of(self, image: Image) -> tuple[int, int]:
         """Numbers of the user and group that an image runs as: names are those of its own files."""
@@ -348,7 +383,7 @@ class ContainerHost:
         home = self._state / "replicas" / identity
         line = Line(home / "line")
         try:
-            mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+            mounts = await self._mounts(deployment, image, home)
             container = await self._create(identity, deployment, image, mounts, network="none", confined=False)
             if not self._gives_rights:
                 await self._engine.remove(container)

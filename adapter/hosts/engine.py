@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -25,6 +25,8 @@ _PULL_LIMIT_S = 3600.0
 _LINE_LIMIT_BYTES = 2**20
 _BODY_LIMIT_BYTES = 2**26
 _FRAME_HEADER_BYTES = 8
+_WORDS_LIMIT = 600
+"""Characters of what an engine says that are worth repeating."""
 _STARTERS = "systemctl start docker, or: systemctl --user start podman.socket"
 
 _ERRORS: dict[int, type[AdapterError]] = {400: ConfigError, 404: NotFound, 409: Conflict}
@@ -138,11 +140,14 @@ class Engine:
             return
 
     async def remove(self, container: str) -> None:
-        """With what it wrote, running or not. One that is gone is no error."""
+        """With what it wrote, running or not; returns when it is gone. One that is gone already is no error."""
         try:
             await self._call("DELETE", f"/containers/{container}?force=true&v=true")
-        except (NotFound, Conflict):  # gone, or going
+        except NotFound:
             return
+        except Conflict:  # somebody else removes it at this moment
+            with suppress(NotFound):
+                await self._call("POST", f"/containers/{container}/wait?condition=removed")
 
     async def wait(self, container: str) -> int:
         """Until it has ended, for as long as that takes; returns its exit code."""
@@ -300,6 +305,8 @@ def _refusal(status: int, data: bytes) -> AdapterError:
         said = str(json.loads(data)["message"]).strip()
     except (ValueError, KeyError, TypeError):
         said = data.decode(errors="replace").strip()[:200] or f"status {status}"
+    if len(said) > _WORDS_LIMIT:  # some repeat what they were asked for
+        said = f"{said[: _WORDS_LIMIT // 2]} … {said[-_WORDS_LIMIT // 2 :]}"
     kind = _ERRORS.get(status, Unavailable)
     code = "engine-refused" if kind is not NotFound else "not-found"
     return kind("The container engine refused.", why=said.rstrip(".") + ".", code=code)

@@ -93,11 +93,11 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
     Raises `OSError` and `SnapshotError`: a manifest names no program of its own to be run.
     """
     facts = ProcessFacts.of(snapshot.facts)
-    if facts.criu not in candidates(environ):
-        raise SnapshotError("Its CRIU is not here any more.", why=f"It was taken with {facts.criu}.", code="criu-moved")
     why_not = why_no_restore(facts.rights)
     if why_not:
         raise SnapshotError("It cannot be restored with the rights of this process.", why=why_not, code=NO_RIGHTS)
+    if facts.criu not in candidates(environ):
+        raise SnapshotError("Its CRIU is not here any more.", why=f"It was taken with {facts.criu}.", code="criu-moved")
     images = snapshot.path / "images"
     memory = open_memory(images)
     orders_r, orders_w = _orders_pipe()

@@ -323,9 +323,9 @@ def test_a_replica_that_never_comes_up_is_killed_and_says_why(tmp_path, function
             wanted = deployment(FAKE="hangs", annotations={"gpufn.dev/start-timeout": "1s"})
             await host.prepare(wanted)
             replica = await host.start(wanted, listener)
+            processes = Watched(session_of(replica.pid))  # before its time is over
             other = await host.start(deployment(annotations={"gpufn.dev/start-timeout": "60s"}), fine)
             await fine.heard(EventName.SERVING)
-            processes = Watched(session_of(replica.pid))
             stopped = await listener.heard(EventName.STOPPED)
             assert stopped.fields["code"] == "start-timeout"
             assert stopped.fields["reason"] == "did not come up within 0.1 s and was killed"

@@ -1,11 +1,14 @@
 """CRIU images: the messages they are made of, and files that are none."""
 
+import errno
+import os
 import struct
 
 import pytest
 from hypothesis import given, strategies as st
 
 from adapter.errors import SnapshotError
+from adapter.snapshot import image
 from adapter.snapshot.image import PAGE_BYTES, ImageFile, _Area, _outside, _Run, decode, encode
 
 FIELD = st.integers(1, 500)
@@ -60,3 +63,24 @@ def test_pages_are_left_to_criu_or_moved_never_both_never_neither(borders, start
     inside = {page for area in moved for page in range(area.start, area.end)}
     assert left == set(range(run.start, run.end)) - inside
     assert PAGE_BYTES == 4096
+
+
+def test_bytes_are_copied_where_the_kernel_does_not_copy_between_file_systems(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    data = os.urandom(3 * 2**20 + 17)
+    (tmp_path / "source").write_bytes(data)
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb") as target:
+        image._copy(source.fileno(), target.fileno(), 2 * len(data), 5, 11)  # past its end: the rest is a hole
+    assert (tmp_path / "target").read_bytes() == bytes(11) + data[5:]
+
+
+def test_a_full_disk_is_no_other_file_system(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="No space"):
+        image._copy(0, 1, 1, 0, 0)

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from adapter.errors import SnapshotCorrupt
-from adapter.snapshot.process import ProcessFacts
+from adapter.errors import SnapshotCorrupt, SnapshotError
+from adapter.snapshot.process import ProcessFacts, find_criu
 
 GOOD = {
     "criu": "/opt/criu",
@@ -62,3 +62,28 @@ def test_no_value_does_more_than_be_refused(name, value):
         ProcessFacts.of({**GOOD, name: value})
     except SnapshotCorrupt:
         pass
+
+
+def criu_that_says(tmp_path, said: str):
+    script = tmp_path / "criu"
+    script.write_text(f'#!/bin/sh\n[ "$1" != check ] || {{ printf "%s" "{said}" >&2; exit 1; }}\necho Version: 4.1\n')
+    script.chmod(0o755)
+    return {"GPUFN_CRIU": str(script)}
+
+
+READ_ONLY = "Error (criu/cr-check.c:160): sys/kernel/ns_last_pid sysctl is inaccessible: Read-only file system\n"
+
+
+def test_a_read_only_proc_is_no_reason_against_criu(tmp_path):
+    assert (
+        find_criu(criu_that_says(tmp_path, f"Warn  (x): y\n{READ_ONLY}Warn  (x): Does not look good.\n")).version
+        == "4.1"
+    )
+
+
+@pytest.mark.parametrize(
+    "said", [f"{READ_ONLY}Error (x): no pidfd\n", "Error (x): no pidfd\n", "", "CRIU needs rights\n"]
+)
+def test_what_else_it_says_is_one(tmp_path, said):
+    with pytest.raises(SnapshotError, match="No working CRIU"):
+        find_criu(criu_that_says(tmp_path, said))

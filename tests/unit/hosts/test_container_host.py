@@ -1,0 +1,202 @@
+"""The container host over the fake engine: the contract, and what only a fake engine does at will."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapter.errors import ConfigError, NotFound, SnapshotError, Unavailable
+from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost
+from adapter.hosts.engine import Engine, socket_path
+from adapter.hosts.seccomp import profile
+from adapter.keys import CONTRACT_VERSION
+from adapter.records import EventName
+from tests.contract.hosts.containers import HANDLER, ContainerHostContract, function, opened, run
+from tests.fakes.engine import FakeImage, fake_engine
+from tests.fakes.host import Listener, write_function
+
+OURS = {CONTRACT_LABEL: str(CONTRACT_VERSION)}
+
+
+@pytest.fixture
+def fake(tmp_path):
+    with fake_engine(tmp_path / "engine.sock") as engine:
+        folder = write_function(tmp_path / "functions", "fn", HANDLER)
+        engine.images = {
+            "test/fn:1": FakeImage(folder, labels=OURS),
+            "test/dies:1": FakeImage(command=(sys.executable, "-c", "raise SystemExit(3)"), labels=OURS),
+            "test/foreign:1": FakeImage(folder),
+        }
+        yield engine
+
+
+@pytest.fixture
+def engine(fake):
+    return fake.path
+
+
+@pytest.fixture
+def images(fake):
+    return {"function": "test/fn:1", "dies": "test/dies:1", "foreign": "test/foreign:1"}
+
+
+@pytest.fixture
+def network():
+    return "none"
+
+
+@pytest.fixture(autouse=True)
+def places_where_the_fake_has_them(monkeypatch):
+    """Its containers see this machine's files: no store of snapshots, and secrets in the replica's own folder."""
+    orders = ContainerHost._orders
+
+    def changed(self, deployment, image, identity, devices=()):
+        home = self._state / "replicas" / identity
+        own = {"GPUFN_SNAPSHOT_DIR": "", "GPUFN_SECRETS_DIR": str(home / "secrets")}
+        return {**orders(self, deployment, image, identity, devices), **own}
+
+    monkeypatch.setattr(ContainerHost, "_orders", changed)
+
+
+class TestOnTheFakeEngine(ContainerHostContract):
+    pass
+
+
+def started(tmp_path, fake, listener, **options):
+    """A configuration that the engine was asked for."""
+
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "") as host:
+            wanted = function("test/dies:1", TOKEN="visible")
+            await host.prepare(wanted)
+            await host.start(wanted, listener, **options)
+            await listener.heard(EventName.STOPPED)
+
+    run(scenario())
+    return fake.created[-1]
+
+
+def test_a_container_has_one_right_and_a_profile_and_no_variable_of_its_function(tmp_path, fake):
+    config = started(tmp_path, fake, Listener())
+    host = config["HostConfig"]
+    assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], ["CHECKPOINT_RESTORE"])
+    profile = next(text.removeprefix("seccomp=") for text in host["SecurityOpt"] if text.startswith("seccomp="))
+    assert json.loads(profile)["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert "no-new-privileges" in host["SecurityOpt"]
+    assert host["NetworkMode"] == "bridge"
+    assert "visible" not in json.dumps(config)
+    targets = {mount["Target"] for mount in host["Mounts"]}
+    assert targets == {"/run/gpufn", "/var/lib/gpufn/snapshots/default/fn.openfaas-fn"}
+
+
+def test_an_image_of_an_ordinary_user_keeps_the_right_of_its_criu(tmp_path, fake):
+    fake.images["test/dies:1"].user = "1000:1000"
+    assert "no-new-privileges" not in started(tmp_path, fake, Listener())["HostConfig"]["SecurityOpt"]
+
+
+def test_gpus_are_asked_for_by_uuid(tmp_path, fake):
+    config = started(tmp_path, fake, Listener(), devices=("GPU-1", "GPU-2"))
+    asked = {"Driver": "nvidia", "DeviceIDs": ["GPU-1", "GPU-2"], "Capabilities": [["gpu"]]}
+    assert config["HostConfig"]["DeviceRequests"] == [asked]
+
+
+def test_an_engine_that_does_not_know_the_right_runs_it_without(tmp_path, fake):
+    fake.capabilities = ()
+    config = started(tmp_path, fake, Listener())
+    assert config["HostConfig"]["CapAdd"] == []
+
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            wanted = function("test/fn:1")
+            await host.prepare(wanted)
+            with pytest.raises(SnapshotError, match="No snapshot can be taken") as error:
+                await host.take_snapshot(wanted)
+            assert error.value.code == "no-rights"
+        assert fake.containers == {}
+
+    run(scenario())
+
+
+def test_an_image_that_is_not_here_is_fetched(tmp_path, fake):
+    fake.pullable["registry:5000/fn:latest"] = FakeImage(labels={**OURS, CONFIG_LABEL: '{"scale": {"max": 3}}'})
+
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            await host.look("registry:5000/fn")
+            assert host.config("registry:5000/fn")[0] == {"scale": {"max": 3}}
+
+    fake.images["registry:5000/fn"] = fake.pullable["registry:5000/fn:latest"]
+    run(scenario())
+
+
+def test_when_the_host_s_line_ends_the_container_drains(tmp_path, fake):
+    """What happens when the host is killed: the kernel closes its end."""
+
+    async def scenario():
+        listener = Listener()
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            wanted = function("test/fn:1")
+            await host.prepare(wanted)
+            replica = await host.start(wanted, listener)
+            await listener.heard(EventName.SERVING)
+            replica._line._connection.shutdown(2)
+            stopped = await listener.heard(EventName.STOPPED)
+            assert stopped.fields["reason"] == "drained"
+
+    run(scenario())
+
+
+def test_an_engine_that_talks_nonsense_is_no_engine(tmp_path):
+    async def scenario():
+        async def nonsense(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<ht>")
+            writer.close()
+
+        server = await asyncio.start_unix_server(nonsense, str(tmp_path / "e"))
+        async with server:
+            await Engine(str(tmp_path / "e")).version()
+
+    with pytest.raises(Unavailable, match="something else than JSON"):
+        run(scenario())
+
+
+def test_orders_leave_to_the_image_what_only_it_knows(tmp_path, fake):
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            wanted = function("test/fn:1", GREETING="hello")
+            await host.prepare(wanted)
+            orders = host._orders(wanted, host._image_of(wanted), "fn-1")
+            assert orders["GREETING"] == "hello"
+            assert orders["GPUFN_SNAPSHOT_BY"] == "host"
+            assert (
+                not {"GPUFN_FOLDER", "GPUFN_PYTHON", "GPUFN_WEIGHTS", "GPUFN_LISTEN_FD", "PATH", "HOME"} & orders.keys()
+            )
+
+    run(scenario())
+
+
+def test_podman_is_given_a_file_with_the_profile_and_gpus_by_their_cdi_names(tmp_path, fake):
+    fake.name = "Podman Engine"
+    host = started(tmp_path, fake, Listener(), devices=("GPU-1",))["HostConfig"]
+    path = next(text.removeprefix("seccomp=") for text in host["SecurityOpt"] if text.startswith("seccomp="))
+    assert json.loads(Path(path).read_text()) == profile()
+    assert [device["PathOnHost"] for device in host["Devices"]] == ["nvidia.com/gpu=GPU-1"]
+
+
+def test_what_an_engine_repeats_at_length_is_cut(tmp_path, fake):
+    with pytest.raises(NotFound) as error:
+        run(Engine(str(fake.path)).inspect("x" * 5000))
+    assert len(error.value.why) < 700
+
+
+@pytest.mark.parametrize(("address", "path"), [("unix:///run/x.sock", "/run/x.sock"), ("/run/x.sock", "/run/x.sock")])
+def test_the_socket_is_the_one_of_docker_host(address, path):
+    assert socket_path({"DOCKER_HOST": address}) == path
+
+
+def test_an_engine_on_another_machine_is_refused():
+    with pytest.raises(ConfigError, match="DOCKER_HOST=tcp"):
+        socket_path({"DOCKER_HOST": "tcp://10.0.0.1:2375"})
