@@ -17,7 +17,7 @@ from pathlib import Path
 
 import adapter
 from adapter.errors import ConfigError
-from adapter.keys import CONTRACT_VERSION
+from adapter.keys import CONTRACT_VERSION, MODEL_DIR
 from adapter.packaging import application, packages, sbom, shim
 from adapter.packaging.function import Function, function_folder, read_function
 from adapter.packaging.layers import Layers, Outcome, to_toml
@@ -37,6 +37,9 @@ PACKAGES, SHIM, CRIU, ENVIRONMENT, WEIGHTS, PIP_CACHE = (
 LABELS = "dev.gpufn"
 TOKEN_TYPES = ("huggingface",)
 """Types of bindings whose file `token` opens a weights source."""
+
+_TOOLS = {"hf://": ("huggingface_hub",), "oci://": ("requests", "zstandard")}
+"""What a source of weights is fetched with."""
 
 _CHECKPOINTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
@@ -76,7 +79,10 @@ def build(places: Places, environ: Mapping[str, str], say: Say) -> list[Outcome]
         layers.drop(CRIU)
     _environment(layers, function.folder, environ, say)
     if weights:
-        _weights(layers, weights, identity, function.folder, places, say)
+        cache = layers[PIP_CACHE] if layers[PIP_CACHE].is_dir() else None
+        tools = next((names for start, names in _TOOLS.items() if weights.source.startswith(start)), ())
+        with packages.with_tools(tools if makes_weights else (), wanted, cache, environ, places.app):
+            _weights(layers, weights, identity, function.folder, places, say)
     else:
         layers.drop(WEIGHTS)
     _application(places, function, ignore, weights, environ, say)
@@ -213,7 +219,7 @@ def _weights(
             python=str(layers[PACKAGES] / "bin" / "python"),
         )
         layer.set_env("GPUFN_WEIGHTS", str(layer.folder))
-        layer.set_env("MODEL_DIR", str(layer.folder / "model"))
+        layer.set_env(MODEL_DIR, str(layer.folder / "model"))
         layer.what = f"{fetched.tensors} tensors" if fetched.has_snapshot else "files of a model"
         layer.metadata["source"] = fetched.source
     if fetched.note:

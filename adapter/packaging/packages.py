@@ -7,6 +7,7 @@ installer nor anything that only a build needs. pip does the work: it is what bu
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +115,27 @@ def make_environment(home: Path, wanted: Wanted, cache: Path | None, environ: Ma
     _refuse_doubles(home, base)
     _tidy(home)
     compile_all(home, home / "bin" / "python", environ)
+
+
+@contextmanager
+def with_tools(
+    names: Sequence[str], wanted: Wanted, cache: Path | None, environ: Mapping[str, str], cwd: Path
+) -> Iterator[None]:
+    """Lets this process import `names` (packages) too: the build image's own, or installed for as long as the block."""
+    missing = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if not missing:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="gpufn-tools-") as work:
+        home = Path(work) / "tools"
+        _venv(home, environ)
+        _Pip(home, Path(work), wanted, cache, environ, cwd).install([Line("the build", 0, name) for name in missing])
+        added = [str(path) for path in site_packages(home)]
+        sys.path[:0] = added
+        try:
+            yield
+        finally:
+            sys.path[:] = [path for path in sys.path if path not in added]
 
 
 def installed(home: Path) -> list[tuple[str, str]]:
