@@ -1,7 +1,6 @@
 """Builds with the real pip and no network: what is in a layer, when it is kept, and what is refused."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import AdapterError, ConfigError, HandlerError
-from adapter.packaging.layers import _read as read_toml
+from adapter.packaging.layers import read_toml
 from tests.fakes.builds import Builder, digest_of, wheel
 from tests.fakes.checkpoints import safetensors
 
@@ -24,31 +23,6 @@ def ask(builder: Builder, code: str) -> str:
     return subprocess.run(
         [str(python), "-c", code], capture_output=True, text=True, check=True, env=environ, cwd="/"
     ).stdout.strip()
-
-
-def test_an_image_starts_the_entrypoint_with_the_functions_packages(builder, function, wheels):
-    wheel(wheels, "needed")
-    (function / "requirements.txt").write_text("needed==1.0\n")
-    outcomes = builder()
-    assert outcomes.keys() == LAYERS
-    assert ask(builder, "import needed, flask, adapter.runtime; print(needed.version)") == "1.0"
-    process = read_toml(builder.layers / "launch.toml")["processes"][0]
-    assert process == {
-        "type": "web",
-        "command": [str(builder.layers / "packages" / "bin" / "python"), "-m", "adapter.runtime"],
-        "default": True,
-    }
-
-
-def test_labels_say_what_the_function_needs(builder, function):
-    (function / "gpufn.toml").write_text('[gpu]\ncount = 0.5\nmemory = "8Gi"\n')
-    wheel(builder.wheels, "nvidia_ml_py", "12.570")
-    builder()
-    labels = {item["key"]: item["value"] for item in read_toml(builder.layers / "launch.toml")["labels"]}
-    assert labels["dev.gpufn.gpu"] == "0.5"
-    assert labels["dev.gpufn.gpu-memory"] == str(8 * 2**30)
-    assert labels["dev.gpufn.contract"] == "1"
-    assert json.loads(labels["dev.gpufn.config"]) == {"gpu": {"count": 0.5, "memory": "8Gi"}}
 
 
 def test_two_builds_of_one_input_are_equal(builder, function, wheels):
@@ -88,26 +62,6 @@ def test_another_wheel_of_the_same_version_makes_the_packages_anew(builder, whee
     builder.exported()
     wheel(wheels, "flask", "3.1.0", source="patched = True\n")
     assert builder()["packages"].changed == ("wheels",)
-
-
-def test_byte_code_is_there_and_no_start_checks_it_against_its_source(builder):
-    builder()
-    for folder in ("packages", "shim"):
-        compiled = list((builder.layers / folder).rglob("*.pyc"))
-        assert compiled
-        assert {path.read_bytes()[4:8] for path in compiled} == {b"\x01\0\0\0"}
-
-
-def test_the_applications_byte_code_is_checked_for_people_who_edit_in_place(builder):
-    builder()
-    assert {path.read_bytes()[4:8] for path in builder.places.app.rglob("*.pyc")} == {b"\x03\0\0\0"}
-
-
-def test_an_environment_has_no_installer_and_nothing_that_names_the_build(builder, function, wheels):
-    (function / "requirements.txt").write_text(f"direct @ file://{wheel(wheels, 'direct')}\n")
-    builder()
-    names = {path.name for path in (builder.layers / "packages").rglob("*")}
-    assert not names & {"pip", "setuptools", "direct_url.json", "activate"}
 
 
 def test_packages_of_the_base_image_are_not_installed_again(builder, function, monkeypatch, wheels):
@@ -181,36 +135,6 @@ def test_wheels_of_the_function_are_not_in_the_image(builder, function):
     builder()
     assert ask(builder, "import inside; print(inside.version)") == "1.0"
     assert not (builder.places.app / "wheels").exists()
-
-
-def test_bills_of_materials_name_the_packages_and_no_time(builder, function, wheels):
-    wheel(wheels, "listed", "1.2")
-    (function / "requirements.txt").write_text("listed\n")
-    builder()
-    bill = json.loads((builder.layers / "packages.sbom.cdx.json").read_text())
-    listed = next(item for item in bill["components"] if item["name"] == "listed")
-    assert (listed["version"], listed["purl"]) == ("1.2", "pkg:pypi/listed@1.2")
-    assert listed["licenses"] == [{"license": {"name": "MIT"}}]
-    assert "timestamp" not in bill["metadata"]
-    assert "serialNumber" not in bill
-
-
-def test_variables_that_func_sets_are_in_the_image_as_defaults(builder):
-    builder(BPE_DEFAULT_LISTEN_ADDRESS="[::]:8080", BPE_MODE="fast")
-    folder = builder.layers / "environment" / "env.launch"
-    assert (folder / "LISTEN_ADDRESS.default").read_text() == "[::]:8080"
-    assert (folder / "MODE.override").read_text() == "fast"
-    assert (folder / "GPUFN_FOLDER.default").read_text() == str(builder.places.app)
-
-
-@pytest.mark.parametrize(("given", "expected"), [("", {}), ("BPL_GPUFN_CRIU", {"GPUFN_PROCESS_SNAPSHOT": "off"})])
-def test_the_launch_script_says_what_a_launch_set(builder, given, expected, tmp_path):
-    builder()
-    said = tmp_path / "said"
-    script = builder.layers / "environment" / "exec.d" / "gpufn"
-    environ = {"PATH": os.environ["PATH"], "BPL_GPUFN_SNAPSHOTS": "off", **({given: "off"} if given else {})}
-    subprocess.run(["sh", "-c", f'"{script}" 3>"{said}"'], env=environ, check=True)
-    assert read_toml(said) == expected
 
 
 def test_a_criu_is_brought_where_the_build_image_has_none(builder, tmp_path):
