@@ -17,7 +17,7 @@ from pathlib import Path
 
 import adapter
 from adapter.errors import ConfigError
-from adapter.keys import CONTRACT_VERSION
+from adapter.keys import CONTRACT_VERSION, MODEL_DIR
 from adapter.packaging import application, packages, sbom, shim
 from adapter.packaging.function import Function, function_folder, read_function
 from adapter.packaging.layers import Layers, Outcome, to_toml
@@ -38,6 +38,7 @@ PACKAGES, SHIM, CRIU, ENVIRONMENT, WEIGHTS, PIP_CACHE = (
 LABELS = "dev.gpufn"
 TOKEN_TYPES = ("huggingface",)
 """Types of bindings whose file `token` opens a weights source."""
+
 
 _CHECKPOINTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
@@ -228,7 +229,7 @@ def _weights(
             python=str(home / "bin" / "python"),
         )
         layer.set_env("GPUFN_WEIGHTS", str(layer.folder))
-        layer.set_env("MODEL_DIR", str(layer.folder / "model"))
+        layer.set_env(MODEL_DIR, str(layer.folder / "model"))
         layer.what = f"{fetched.tensors} tensors" if fetched.has_snapshot else "files of a model"
         layer.metadata["source"] = fetched.source
     if fetched.note:

@@ -57,7 +57,7 @@ class Layers:
 
     def restored(self, name: str) -> dict[str, Any]:
         """The metadata of the layer in the previous image; empty where there is none."""
-        metadata = _read(self.root / f"{name}.toml").get("metadata", {})
+        metadata = read_toml(self.root / f"{name}.toml").get("metadata", {})
         return metadata if isinstance(metadata, dict) else {}
 
     def is_current(self, name: str, made_from: Mapping[str, str]) -> bool:
@@ -136,7 +136,8 @@ def folder_size(folder: Path) -> int:
     return size
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file; none where it cannot be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import adapter
 from adapter.errors import ConfigError
-from adapter.keys import ENV_CRIU
+from adapter.keys import ENV_CRIU, SNAPSHOT_PATH
 from adapter.packaging.layers import Making
 from adapter.packaging.packages import compile_all
 from adapter.packaging.settings import LAUNCH_SETTINGS, SNAPSHOTS, BuildSettings, launch_variables
@@ -24,7 +24,6 @@ SHIM_MODULES = (
 SHIM_PACKAGES = ("gpu", "runtime", "snapshot")
 """What of `adapter` is in an image: the vocabulary and the shim side, never the control side."""
 
-SNAPSHOT_PATH = "/var/lib/gpufn/snapshots"
 LEAST_CRIU = (4, 1)
 _VERSION = re.compile(r"Version:\s*(\d+\.\d+)")
 
