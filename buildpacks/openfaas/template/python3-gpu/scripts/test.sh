@@ -2,6 +2,7 @@
 set -eu
 
 rm -rf /function/wheels # installed already
+chmod -R a+rX,go-w /function # faas-cli makes folders that only their owner may read
 [ "$TEST_ENABLED" != false ] || { echo "skipping tests" && exit 0; }
 
 mkdir -p tested
