@@ -8,6 +8,7 @@ chmod -R a+rX,go-w /function # faas-cli makes folders that only their owner may 
 mkdir -p tested
 cp -R /function tested/function
 [ -e tested/function/__init__.py ] || : >tested/function/__init__.py
+export PYTHONPATH="$PWD/tested${PYTHONPATH:+:$PYTHONPATH}"
 cd tested/function
 
 if [ -z "$TEST_COMMAND" ]; then
