@@ -167,8 +167,12 @@ def test_a_package_that_is_not_to_be_had_is_named(build, shim_wheels, tmp_path):
     assert "gpufn: the function's packages cannot be installed." in str(caught.value)
 
 
-def test_embed_answers_its_examples_and_its_torch_is_the_base_images(build, wheels, repository, start_container):
-    folder = repository / "functions" / "embed"
+def test_embed_answers_its_examples_and_its_torch_is_the_base_images(
+    build, wheels, repository, start_container, tmp_path
+):
+    folder = tmp_path / "embed"
+    shutil.copytree(repository / "functions" / "embed", folder)
+    (folder / "requirements-nodeps.txt").unlink()  # of functions that share its environment under `gpufn up`
     container = start_container(build("embed", folder, wheels, FROM_BASE="torch"))
     container.wait_until_ready()
     for example in load_examples(folder):
