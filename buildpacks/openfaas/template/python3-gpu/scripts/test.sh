@@ -28,7 +28,7 @@ pytest | tox)
         set --
         if ls /build/wheels/*.whl >/dev/null 2>&1; then set -- --no-index --find-links /build/wheels; fi
         /build/pip/bin/pip --python /venv/bin/python --disable-pip-version-check install --quiet --no-cache-dir "$@" "$tool" || {
-            printf 'gpufn: %s\n' "the tests cannot be run." "$tool cannot be installed; pip says why above." \
+            printf 'gpufn: %s\n%s\n%s\n' "the tests cannot be run." "$tool cannot be installed; pip says why above." \
                 "Add its wheels to wheels/, give another TEST_COMMAND, or TEST_ENABLED=false." >&2
             exit 1
         }
