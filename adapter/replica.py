@@ -31,6 +31,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    """Of ``8080``, or of an address as func gives it: ``[::]:8080``."""
+    number = text.rpartition(":")[2]
+    if not number.isdecimal() or int(number) > 65535:
+        raise ValueError("a whole number like 8080, or an address like [::]:8080")
+    return int(number)
+
+
 def _when(text: str) -> str:
     if text not in {"auto", "on", "off"}:
         raise ValueError("auto, on or off")
@@ -82,7 +90,7 @@ class ReplicaSettings:
         "GPUFN_SNAPSHOT_BY", _taker, "replica", "who takes process snapshots; host: it is told when one is due"
     )
     secrets_dir: str = _variable("GPUFN_SECRETS_DIR secret_mount_path", str, SECRETS_PATH, "folder of secret files")
-    port: int = _variable("PORT GPUFN_PORT port", _count, 8080, "where requests arrive")
+    port: int = _variable("PORT GPUFN_PORT port LISTEN_ADDRESS", _port, 8080, "where requests arrive, on every address")
     listen_fd: int = _variable("GPUFN_LISTEN_FD", int, -1, "a listening socket to use instead of `port`")
     metrics_port: int = _variable("GPUFN_METRICS_PORT", _count, 8081, "Prometheus metrics; 0: none")
     events_fd: int = _variable("GPUFN_EVENTS_FD", int, -1, "events go here as JSON lines; none: to standard output")
@@ -101,6 +109,9 @@ class ReplicaSettings:
         "healthcheck_interval", parse_duration_s, 0.0, "between SIGTERM and the drain, for load balancers to notice"
     )
     ready_path: str = _variable("ready_path", str, "", "readiness asks the handler at this path")
+    suppress_lock: bool = _variable(
+        "suppress_lock", _switch, False, "no file .lock in the temporary folder, which exec probes look for"
+    )
     log_call_id: bool = _variable("log_callid log_call_id", _switch, False, "log each request's X-Call-Id")
     process_snapshot: str = _variable(
         "GPUFN_PROCESS_SNAPSHOT", _when, "auto", "take and restore process snapshots; auto: where `load` is defined"
@@ -153,6 +164,7 @@ class ReplicaSettings:
 
         `mounted` is the store of who mounts a folder there and sets no variable, as `docker run -v` does.
         """
+        _refuse_authentication(environ)
         values: dict[str, Any] = {}
         if os.path.isdir(mounted) and os.access(mounted, os.W_OK | os.X_OK):
             values["snapshot_dir"] = mounted
@@ -171,10 +183,23 @@ class ReplicaSettings:
                         code="bad-variable",
                     ) from exc
                 break
-        settings = cls(**values)
-        if settings.in_flight == 0:  # of-watchdog's "no limit"; a thread pool needs a number
-            settings = cls(**{**values, "in_flight": 64})
-        return settings
+        if values.get("in_flight") == 0:  # of-watchdog's "no limit"; a thread pool needs a number
+            values["in_flight"] = 64
+        elif "max_inflight" in environ and "GPUFN_IN_FLIGHT" not in environ:
+            values.setdefault("queue", 0)  # of-watchdog's limit: what is above it does not wait
+        return cls(**values)
+
+
+def _refuse_authentication(environ: Mapping[str, str]) -> None:
+    """A function that was deployed to ask its callers who they are must not serve everybody."""
+    text = environ.get("jwt_auth", "")
+    if text.lower() in {"1", "true", "yes", "on"}:
+        raise ConfigError(
+            f"The variable jwt_auth={text!r} cannot be used.",
+            why="of-watchdog would ask callers for a token; gpufn does not, and the function would be open to all.",
+            hint="Remove it, and let the gateway ask for credentials.",
+            code="bad-variable",
+        )
 
 
 def _accepted(parse: Callable[[str], Any], error: ValueError) -> str:

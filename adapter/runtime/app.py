@@ -16,12 +16,15 @@ from typing import Any
 
 from adapter.keys import CALL_ID_HEADER, DURATION_HEADER, LIVENESS_PATHS, READINESS_PATHS
 from adapter.runtime.buckets import BUCKETS_S
+from adapter.runtime.front import PLAIN
+from adapter.units import parse_duration_s
 
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 _CALL_ID_LOWER = CALL_ID_HEADER.lower()
-_STREAMING_TYPES = ("text/event-stream", "application/x-ndjson")
+_STREAMS = ("text/event-stream", "application/x-ndjson")
+"""Who accepts these gets no duration, as from of-watchdog, which hands such requests on as they are."""
 
 
 class RequestStats:
@@ -32,6 +35,7 @@ class RequestStats:
         self._rows: dict[tuple[str, str], _Row] = {}
 
     def add(self, method: str, status: str, seconds: float) -> None:
+        method = method.lower()  # as the client library that of-watchdog counts with
         at = bisect.bisect_left(BUCKETS_S, seconds)
         with self._lock:
             row = self._rows.get((method, status)) or self._rows.setdefault((method, status), _Row())
@@ -63,18 +67,26 @@ class Watched:
         *,
         ready_path: str,
         log_call_id: bool,
-        on_answering: Callable[[Any], None],
+        on_answering: Callable[[Any, bool], None],
         on_answered: Callable[[], None],
+        on_timeout: Callable[[Any, float], None] = lambda _sock, _timeout_s: None,
+        was_ended: Callable[[Any], bool] = lambda _sock: False,
     ) -> None:
         self._app = app
         self._ready_path = ready_path
         self._log_call_id = log_call_id
         self._on_answering = on_answering
         self._on_answered = on_answered
+        self._on_timeout = on_timeout
+        self._was_ended = was_ended
+        self.closing = False
+        """Probes say that no new requests should come; those that do are served."""
         self.stats = RequestStats()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
+        if self.closing and (path in LIVENESS_PATHS or path in READINESS_PATHS):
+            return _plain(start_response, "503 Service Unavailable", b"draining")
         if path in LIVENESS_PATHS:
             return _plain(start_response, "200 OK", b"OK")
         if path in READINESS_PATHS:
@@ -89,24 +101,28 @@ class Watched:
         call_id = environ.get("HTTP_X_CALL_ID") or os.urandom(16).hex()
         environ["HTTP_X_CALL_ID"] = call_id
         status_code = "500"
+        sock = environ.get("gunicorn.socket")
+        accepts = environ.get("HTTP_ACCEPT", "").lower()
+        is_timed = not any(kind in accepts for kind in _STREAMS)
+        if timeout := environ.get("HTTP_X_TIMEOUT"):
+            self._shorten(sock, timeout)
 
         def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             nonlocal status_code
             status_code = status[:3]
-            self._on_answering(environ.get("gunicorn.socket"))
-            streams = has_call_id = False
-            for name, value in headers:
-                lower = name.lower()
-                streams = streams or (lower == "content-type" and value.startswith(_STREAMING_TYPES))
-                has_call_id = has_call_id or lower == _CALL_ID_LOWER
-            if not has_call_id:
+            names = {name.lower() for name, _ in headers}
+            self._on_answering(sock, "content-length" in names)
+            if _CALL_ID_LOWER not in names:
                 headers.append((CALL_ID_HEADER, call_id))
-            if not streams:
+            if is_timed:
                 headers.append((DURATION_HEADER, f"{time.monotonic() - started:.6f}"))
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         def finish() -> None:
+            nonlocal status_code
             seconds = time.monotonic() - started
+            if self._was_ended(sock):
+                status_code = "504"  # what the caller was told, whatever the function says since
             self.stats.add(environ["REQUEST_METHOD"], status_code, seconds)
             self._on_answered()
             if self._log_call_id:
@@ -119,6 +135,15 @@ class Watched:
         except BaseException:
             finish()
             raise
+
+    def _shorten(self, sock: Any, timeout: str) -> None:
+        """X-Timeout, in Go's syntax; what is none is left alone, as of-watchdog does."""
+        try:
+            timeout_s = parse_duration_s(timeout)
+        except ValueError:
+            return
+        if timeout_s > 0:
+            self._on_timeout(sock, timeout_s)
 
 
 class _Closing:
@@ -143,5 +168,5 @@ class _Closing:
 
 
 def _plain(start_response: StartResponse, status: str, body: bytes) -> list[bytes]:
-    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    start_response(status, [("Content-Type", PLAIN), ("Content-Length", str(len(body)))])
     return [body]

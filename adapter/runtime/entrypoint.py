@@ -33,6 +33,7 @@ from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
 from adapter.runtime.front import Front, answer
 from adapter.runtime.gpu import Gpu, keeps_addresses, visible_device, why_not_park
 from adapter.runtime.ladder import PROCESS, Step, Wanted, device_of, plan
+from adapter.runtime.lock_file import LockFile
 from adapter.runtime.loop import Loop
 from adapter.runtime.model_process import ModelProcess
 from adapter.runtime.orders import Birth, Orders, Status, error_of
@@ -104,6 +105,7 @@ class Entrypoint:
         self._gpu_of_parked = ""
         self._hello_waits = False
         self._snapshots_due = False
+        self._lock_file = LockFile(wanted=settings.listen_fd < 0 and not settings.suppress_lock)
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -120,6 +122,7 @@ class Entrypoint:
             on_held=self._on_held,
         )
         self._front.accept_here(True)
+        self._lock_file.write()
         self._loop.watch_signals((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD), self._on_signals)
         self._watch_commands()
         self._listen_for_models()
@@ -185,7 +188,7 @@ class Entrypoint:
         except OSError as error:
             print(f"gpufn: no metrics on port {self._settings.metrics_port}: {error}", file=sys.stderr)
             return
-        self._loop.watch(listener.fileno(), lambda: self._metrics.scrape(listener, self._ask_stats))
+        self._loop.watch(listener.fileno(), lambda: self._metrics.scrape(listener, self._loop, self._ask_stats))
 
     def _ask_stats(self) -> bool:
         return self._state is State.SERVING and self._model.say("stats")
@@ -193,6 +196,8 @@ class Entrypoint:
     # What the front asks ------------------------------------------------------------------------
 
     def _probe(self, readiness: bool) -> bytes:
+        if self._draining_wanted:
+            return answer(503, b"draining")
         if not readiness:
             return answer(200, b"OK")
         if self._state in (State.PARKING, State.PARKED):
@@ -406,6 +411,8 @@ class Entrypoint:
         self._failure = None
         start.handed_over()
         self._say(EventName.SERVING, rung=start.rung.value)
+        if self._draining_wanted:
+            self._model.say("closing")
         if not start.held:
             self._start_is_over(answered=False)
         if self._draining_wanted:
@@ -672,6 +679,9 @@ class Entrypoint:
             return
         self._draining_wanted = True
         self._lingers = linger
+        self._lock_file.remove()
+        if self._state is State.SERVING:
+            self._model.say("closing")
         self._snapshotter.kill()
         grace_s = self._settings.healthcheck_interval_s + self._settings.write_timeout_s
         self._loop.after(grace_s, self._drained)
@@ -691,6 +701,7 @@ class Entrypoint:
         self._model.drop()
         if self._gpu is not None:
             self._gpu.close()
+        self._lock_file.remove()
         self._front.close()
         self._state = State.GONE
 

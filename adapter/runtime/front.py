@@ -12,13 +12,14 @@ import socket
 from collections.abc import Callable
 
 from adapter.errors import AdapterError, Overloaded, Timeout
-from adapter.keys import LIVENESS_PATHS, READINESS_PATHS
+from adapter.keys import DURATION_HEADER, LIVENESS_PATHS, READINESS_PATHS
 
 _LONGEST_REQUEST_LINE = 8192
+PLAIN = "text/plain; charset=utf-8"
 _REASONS = {200: "OK", 429: "Too Many Requests", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
 
 
-def answer(status: int, body: bytes, *, kind: str = "text/plain", headers: dict[str, str] | None = None) -> bytes:
+def answer(status: int, body: bytes, *, kind: str = PLAIN, headers: dict[str, str] | None = None) -> bytes:
     """A whole HTTP/1.1 answer that ends its connection."""
     lines = [
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}",
@@ -29,13 +30,20 @@ def answer(status: int, body: bytes, *, kind: str = "text/plain", headers: dict[
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 
-def error_answer(error: AdapterError) -> bytes:
-    """503, since a replica that cannot take a request now is unavailable; 504 where time ran out."""
+def error_answer(error: AdapterError, *, seconds: float | None = None) -> bytes:
+    """503, since a replica that cannot take a request now is unavailable; 504 where time ran out, after `seconds`."""
     status = 504 if isinstance(error, Timeout) else 503
     headers = {"X-OpenFaaS-Internal": "gpufn"}
+    if seconds is not None:
+        headers[DURATION_HEADER] = f"{seconds:.6f}"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return answer(status, json.dumps(error.to_json()).encode(), kind="application/json", headers=headers)
+
+
+def request_method(peeked: bytes) -> str:
+    """The method of a request line."""
+    return peeked.partition(b" ")[0].decode("latin-1")
 
 
 def request_path(peeked: bytes) -> str | None:

@@ -14,6 +14,10 @@ from typing import Any
 from adapter.records import StartRecord
 from adapter.runtime.buckets import BUCKETS_S
 from adapter.runtime.front import answer
+from adapter.runtime.loop import Loop
+
+_SILENT_S = 10.0
+"""A connection that has asked nothing by then is closed."""
 
 
 class Metrics:
@@ -42,15 +46,30 @@ class Metrics:
     def count_exit(self, code: str) -> None:
         self._exits[code] += 1
 
-    def scrape(self, listener: socket.socket, ask_model: Callable[[], bool]) -> None:
-        """Accept one scrape; it is answered with the model process's counts, or at once where there is none."""
+    def scrape(self, listener: socket.socket, loop: Loop, ask_model: Callable[[], bool]) -> None:
+        """Accept one scrape; once it has said something, it is answered with the model process's counts.
+
+        Where there is no model process, at once.
+        """
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        self._waiting.append(connection)
-        if not ask_model():
-            self.answer_scrapes([], 0)
+        descriptor = connection.fileno()
+
+        def silent() -> None:
+            if connection.fileno() >= 0 and connection not in self._waiting:
+                loop.forget(descriptor)
+                connection.close()
+
+        def heard() -> None:
+            loop.forget(descriptor)
+            self._waiting.append(connection)
+            if not ask_model():
+                self.answer_scrapes([], 0)
+
+        loop.watch(descriptor, heard)
+        loop.after(_SILENT_S, silent)
 
     def answer_scrapes(self, requests: list[dict[str, Any]], in_flight: int) -> None:
         body = "".join(f"{line}\n" for line in self._lines(requests, in_flight)).encode()

@@ -145,8 +145,10 @@ class Session:
             app,
             ready_path=orders.ready_path,
             log_call_id=orders.log_call_id,
-            on_answering=lambda sock: self._worker.answering.add(sock),  # noqa: PLW0108  # made below
+            on_answering=self._on_answering,
             on_answered=self._on_answered,
+            on_timeout=lambda sock, timeout_s: self._worker.shorten(sock, timeout_s),  # noqa: PLW0108
+            was_ended=lambda sock: self._worker.was_ended(sock),  # noqa: PLW0108
         )
         self._worker = ModelWorker(
             gunicorn,
@@ -156,6 +158,7 @@ class Session:
             exec_timeout_s=orders.exec_timeout_s,
             drain_timeout_s=orders.drain_timeout_s,
             on_stuck=lambda reason: self._say("stuck", reason=reason),
+            on_refused=lambda method: self._watched.stats.add(method, "429", 0.0),
         )
 
     def run(self) -> int:
@@ -167,6 +170,11 @@ class Session:
 
     def _say(self, op: str, **fields: Any) -> None:
         self._channel.send({"op": op, **fields})
+
+    def _on_answering(self, sock: Any, length_is_known: bool) -> None:
+        self._worker.answering.add(sock)
+        if length_is_known:
+            self._worker.ending.add(sock)
 
     def _on_answered(self) -> None:
         """The first answer after a handover ends the start record; a race of threads only repeats it."""
@@ -199,7 +207,9 @@ class Session:
         elif op == "park":
             self._park()
         elif op == "stats":
-            self._say("stats", requests=self._watched.stats.to_json(), in_flight=self._worker.in_flight)
+            self._say("stats", requests=self._watched.stats.to_json(), in_flight=self._worker.busy)
+        elif op == "closing":
+            self._watched.closing = self._worker.closing = True
         elif op == "drain":
             self._worker.stop(linger=bool(message.get("linger")))
         elif op is None:  # the entrypoint is gone, and with it whoever could be answered

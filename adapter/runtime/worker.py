@@ -11,6 +11,7 @@ import errno
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from adapter.errors import Overloaded, Timeout
 from adapter.keys import LIVENESS_PATHS, READINESS_PATHS
-from adapter.runtime.front import answer, error_answer, request_path
+from adapter.runtime.front import answer, error_answer, request_method, request_path
 
 _STUCK_AFTER_S = 1.0
 """A thread whose request was ended (its socket shut down) and that has not come back by then hangs."""
@@ -75,6 +76,7 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         exec_timeout_s: float,
         drain_timeout_s: float,
         on_stuck: Callable[[str], None],
+        on_refused: Callable[[str], None] = lambda _method: None,
     ) -> None:
         gunicorn.wsgi_app = wsgi
         gunicorn.cfg.set("threads", threads)
@@ -84,13 +86,19 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self._queue = queue
         self._exec_timeout_s = exec_timeout_s
         self._on_stuck = on_stuck
+        self._on_refused = on_refused
         self._running: dict[TConn, float] = {}  # connections in the pool -> deadline, 0 for none
+        self._limits_s: dict[TConn, float] = {}  # what their deadlines were counted from
         self._channel_events: list[tuple[int, Callable[[], None]]] = []
         self._look_again_at = 0.0
         self._overdue: dict[TConn, float] = {}  # connections whose request was ended -> when
         self.answering: set[socket.socket] = set()
         """Sockets on which an answer has begun: nothing of ours may be written between."""
+        self.ending: set[socket.socket] = set()
+        """Those of them whose answer has a known length, and so ends by itself: their threads are as good as free."""
         self.paused = False
+        self.closing = False
+        """As `Watched.closing`, for probes that are answered here."""
         self._lingers = True
 
     @property
@@ -184,6 +192,11 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         """Requests being handled or waiting for a thread."""
         return len(self._running)
 
+    @property
+    def busy(self) -> int:
+        """As `in_flight`, without requests that are answered but for the last bytes: who has these may send the next."""
+        return max(0, len(self._running) - len(self.ending))
+
     def run(self) -> None:
         self._register_channel()
         super().run()
@@ -202,7 +215,9 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         conn = self._connection(connection)
         if conn is None:
             return
-        if _has_data(connection):
+        if _is_over(connection):  # a probe that only connects
+            conn.close()
+        elif _has_data(connection):
             conn.data_ready = True
             self.enqueue_req(conn)
         else:
@@ -214,17 +229,38 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
+    # A connection that its client has closed is no request: it must not take the place of one.
+
+    def on_client_socket_readable(self, conn: TConn, client: socket.socket) -> None:
+        if not self._closed_over(conn, self.keepalived_conns):
+            super().on_client_socket_readable(conn, client)
+
+    def on_pending_socket_readable(self, conn: TConn, client: socket.socket) -> None:
+        if not self._closed_over(conn, self.pending_conns):
+            super().on_pending_socket_readable(conn, client)
+
+    def _closed_over(self, conn: TConn, among: deque[TConn]) -> bool:
+        if not _is_over(conn.sock):
+            return False
+        self.poller.unregister(conn.sock)
+        among.remove(conn)
+        conn.close()
+        return True
+
     # Requests -----------------------------------------------------------------------------------
 
     def enqueue_req(self, conn: TConn) -> None:
-        busy = len(self._running)
-        if busy >= self._threads:  # only then is it worth looking before a thread does
+        busy = self.busy
+        if busy >= self._threads or not self._queue:  # only then is it worth looking before a thread does
             path = _peeked_path(conn)
             if path in LIVENESS_PATHS:
-                return self._end(conn, answer(200, b"OK"))
+                return self._end(conn, answer(503, b"draining") if self.closing else answer(200, b"OK"))
+            if path in READINESS_PATHS and (self.closing or busy >= self._threads):
+                return self._end(conn, answer(503, b"draining") if self.closing else answer(429, b"busy"))
             if path in READINESS_PATHS:
-                return self._end(conn, answer(429, b"busy"))
-            if busy >= self._threads + self._queue:
+                self.ending.add(conn.sock)  # it takes nobody's place
+            elif busy >= self._threads + self._queue:
+                self._on_refused(request_method(_peek(conn)))
                 return self._end(conn, _too_many(self._threads, self._queue))
         super().enqueue_req(self._timed(conn))
         return None
@@ -236,13 +272,29 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: TConn) -> Any:
         if self._exec_timeout_s:
+            self._limits_s[conn] = self._exec_timeout_s
             self._running[conn] = time.monotonic() + self._exec_timeout_s
         return super().handle(conn)
+
+    def shorten(self, sock: socket.socket, timeout_s: float) -> None:
+        """The request on `sock`, which has just begun, gets less time than `exec_timeout`; never more."""
+        if not 0 < timeout_s < self._exec_timeout_s:
+            return
+        for conn, deadline in list(self._running.items()):
+            if conn.sock is sock and deadline:
+                self._limits_s[conn] = timeout_s
+                self._running[conn] = time.monotonic() + timeout_s
+
+    def was_ended(self, sock: socket.socket) -> bool:
+        """Whether the request on `sock` took too long, and its caller was told so."""
+        return any(conn.sock is sock for conn in list(self._overdue))
 
     def finish_request(self, conn: TConn, fs: Any) -> None:
         self._running.pop(conn, None)
         self._overdue.pop(conn, None)
+        self._limits_s.pop(conn, None)
         self.answering.discard(conn.sock)
+        self.ending.discard(conn.sock)
         super().finish_request(conn, fs)
         if not self.alive and not self._lingers:
             self._cap_keepalive(time.monotonic())
@@ -257,13 +309,14 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
                 continue
             self._running[conn] = 0.0
             self._overdue[conn] = now
+            limit_s = self._limits_s.get(conn, self._exec_timeout_s)
             error = Timeout(
-                f"The function did not answer within {self._exec_timeout_s:g} s.",
-                why="exec_timeout ends a request that takes longer.",
+                f"The function did not answer within {limit_s:g} s.",
+                why="exec_timeout, or the request's X-Timeout, ends a request that takes longer.",
                 hint="Raise limits.exec_timeout in gpufn.toml, or stream the answer.",
                 code="exec-timeout",
             )
-            _send_last(conn.sock, b"" if conn.sock in self.answering else error_answer(error))
+            _send_last(conn.sock, b"" if conn.sock in self.answering else error_answer(error, seconds=limit_s))
         hanging = sum(since < now - _STUCK_AFTER_S for since in self._overdue.values())
         if hanging >= self._threads:  # nobody is left to handle anything
             self._on_stuck("Every thread of it is past exec_timeout.")
@@ -290,11 +343,22 @@ def _has_data(connection: socket.socket) -> bool:
         connection.setblocking(True)
 
 
-def _peeked_path(conn: TConn) -> str:
+def _is_over(sock: socket.socket) -> bool:
     try:
-        return request_path(conn.sock.recv(8192, socket.MSG_PEEK | socket.MSG_DONTWAIT)) or ""
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
-        return ""
+        return False  # nothing yet, or an error that whoever reads will meet
+
+
+def _peek(conn: TConn) -> bytes:
+    try:
+        return bytes(conn.sock.recv(8192, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return b""
+
+
+def _peeked_path(conn: TConn) -> str:
+    return request_path(_peek(conn)) or ""
 
 
 def _send_last(sock: socket.socket, words: bytes) -> None:

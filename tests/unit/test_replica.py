@@ -22,6 +22,7 @@ def test_every_setting_says_what_it_does_and_has_its_own_variables():
         ("PORT", "9000", "port", 9000), ("port", "9000", "port", 9000), ("exec_timeout", "30", "exec_timeout_s", 30.0),
         ("exec_timeout", "1m30s", "exec_timeout_s", 90.0), ("read_timeout", "5s", "read_timeout_s", 5.0),
         ("max_inflight", "3", "in_flight", 3), ("K_SERVICE", "embed", "function", "embed"), ("log_callid", "true", "log_call_id", True),
+        ("LISTEN_ADDRESS", "[::]:9000", "port", 9000), ("LISTEN_ADDRESS", ":9000", "port", 9000), ("suppress_lock", "1", "suppress_lock", True),
         ("OPENFAAS_NAMESPACE", "dev", "namespace", "dev"), ("secret_mount_path", "/s", "secrets_dir", "/s"),
     ],
 )  # fmt: skip
@@ -39,8 +40,28 @@ def test_watchdogs_no_limit_becomes_a_pool_of_threads():
 
 
 @pytest.mark.parametrize(
+    ("environ", "queue"),
+    [({"max_inflight": "3"}, 0), ({"max_inflight": "3", "GPUFN_QUEUE": "7"}, 7), ({"GPUFN_IN_FLIGHT": "3"}, 100),
+     ({"max_inflight": "3", "GPUFN_IN_FLIGHT": "4"}, 100), ({"max_inflight": "0"}, 100)],
+)  # fmt: skip
+def test_what_is_above_watchdogs_limit_does_not_wait(environ, queue):
+    assert ReplicaSettings.from_env(environ).queue == queue
+
+
+def test_a_function_that_must_ask_for_tokens_is_not_served_without():
+    with pytest.raises(ConfigError) as caught:
+        ReplicaSettings.from_env({"jwt_auth": "true"})
+    assert "jwt_auth" in caught.value.message
+    ReplicaSettings.from_env({"jwt_auth": "false"})
+
+
+def test_the_platforms_port_wins_over_an_address_that_the_image_brings():
+    assert ReplicaSettings.from_env({"PORT": "9000", "LISTEN_ADDRESS": "[::]:8080"}).port == 9000
+
+
+@pytest.mark.parametrize(
     ("variable", "text", "accepted"),
-    [("PORT", "http", "a whole number"), ("exec_timeout", "soon", "a duration"), ("GPUFN_BODY_LIMIT", "big", "a size"),
+    [("PORT", "http", "a whole number"), ("LISTEN_ADDRESS", "[::]", "[::]:8080"), ("PORT", "70000", "a whole number"), ("exec_timeout", "soon", "a duration"), ("GPUFN_BODY_LIMIT", "big", "a size"),
      ("log_callid", "maybe", "true or false")],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_name(variable, text, accepted):

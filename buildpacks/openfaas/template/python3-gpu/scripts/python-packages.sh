@@ -20,8 +20,23 @@ wanted() { # FILE: its lines, without those of packages that the base image brin
     grep -viE "^[[:space:]]*($names)[[:space:]]*(\$|[][<>=!~;@#(])" "$1" || true # nothing left is fine
 }
 
+# The base image's packages count as they are: distributions patch what these need, and leave what they say of it.
+cd /venv/lib/python3*/site-packages
+site=$PWD
+cd - >/dev/null
+: >constraints.txt
+for name in $(echo "$FROM_BASE" | tr ',' ' '); do
+    version=$(python3 -I -c 'import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))' "$name" 2>/dev/null) ||
+        fail "the base image does not bring $name." "FROM_BASE says that it does." "Leave it out there, or give another BASE_IMAGE."
+    info="$site/$(echo "$name" | tr '.-' '__')-$version.dist-info"
+    mkdir "$info"
+    printf 'Metadata-Version: 2.1\nName: %s\nVersion: %s\n' "$name" "$version" >"$info/METADATA"
+    echo "$info" >>vouched.txt
+    echo "$name==$version" >>constraints.txt
+done
+
 install() {
-    pip/bin/pip --python /venv/bin/python --disable-pip-version-check --no-input install --no-cache-dir --no-compile --find-links shim "$@"
+    pip/bin/pip --python /venv/bin/python --disable-pip-version-check --no-input install --no-cache-dir --no-compile --constraint constraints.txt --find-links shim "$@"
 }
 
 # The same rule as the buildpack's: with wheels beside the handler, packages come from there and from no index.
@@ -29,12 +44,11 @@ set --
 if ls wheels/*.whl >/dev/null 2>&1; then set -- --no-index --find-links wheels; fi
 wanted requirements.txt >wanted.txt
 wanted requirements-nodeps.txt >wanted-nodeps.txt
-install "$@" -r wanted.txt "$GPUFN" ||
+{ install "$@" -r wanted.txt "$GPUFN" && { [ ! -s wanted-nodeps.txt ] || install "$@" --no-deps -r wanted-nodeps.txt; }; } ||
     fail "the function's packages cannot be installed." "pip says why above." "Mend requirements.txt. Where it is gpufn that pip does not find: see shim/README.md of the template."
-[ ! -s wanted-nodeps.txt ] || install "$@" --no-deps -r wanted-nodeps.txt
 
 # In an image runs the shim only. Compiled here, once, since a read-only container cannot keep it.
-cd /venv/lib/python3*/site-packages
-(cd adapter && rm -rf cli hosts ledger openfaas packaging policy registry)
-rm -f /venv/bin/gpufn
-/venv/bin/python -m compileall -q -j 0 . >/dev/null || true # some packages bring files that are no Python
+[ ! -e vouched.txt ] || xargs rm -rf <vouched.txt
+(cd "$site/adapter" && rm -rf cli hosts ledger openfaas packaging policy registry)
+rm -rf /venv/bin/gpufn /venv/bin/[aA]ctivate* /venv/include
+/venv/bin/python -m compileall -q -j 0 "$site" >/dev/null || true # some packages bring files that are no Python

@@ -2,11 +2,13 @@
 set -eu
 
 rm -rf /function/wheels # installed already
+chmod -R a+rX,go-w /function # faas-cli makes folders that only their owner may read
 [ "$TEST_ENABLED" != false ] || { echo "skipping tests" && exit 0; }
 
 mkdir -p tested
 cp -R /function tested/function
 [ -e tested/function/__init__.py ] || : >tested/function/__init__.py
+export PYTHONPATH="$PWD/tested${PYTHONPATH:+:$PYTHONPATH}"
 cd tested/function
 
 if [ -z "$TEST_COMMAND" ]; then
@@ -26,7 +28,7 @@ pytest | tox)
         set --
         if ls /build/wheels/*.whl >/dev/null 2>&1; then set -- --no-index --find-links /build/wheels; fi
         /build/pip/bin/pip --python /venv/bin/python --disable-pip-version-check install --quiet --no-cache-dir "$@" "$tool" || {
-            printf 'gpufn: %s\n' "the tests cannot be run." "$tool cannot be installed; pip says why above." \
+            printf 'gpufn: %s\n%s\n%s\n' "the tests cannot be run." "$tool cannot be installed; pip says why above." \
                 "Add its wheels to wheels/, give another TEST_COMMAND, or TEST_ENABLED=false." >&2
             exit 1
         }
