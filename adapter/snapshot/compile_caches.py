@@ -85,7 +85,7 @@ def unpack(bundle: Path, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
                 left -= member.size
                 _check(member, left)
                 _write(archive, member, folder / member.name)
-    except (tarfile.TarError, EOFError, ValueError, KeyError, OverflowError, FileExistsError) as exc:
+    except (tarfile.TarError, EOFError, ValueError, KeyError, OverflowError, RecursionError, FileExistsError) as exc:
         raise SnapshotCorrupt(f"{bundle.name} cannot be read.", why=f"{exc}.") from exc
 
 
