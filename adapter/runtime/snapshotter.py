@@ -130,7 +130,7 @@ class Snapshotter:
                 pipes = dump(criu, model.pid, images)
             finally:
                 _end(model)
-            memory = map_memory(images, model.pid)
+            memory = map_memory(images, model.pid, going=self._caches)
             rights = give_up(images)
             (images / "dump.log").unlink()
             for path in images.iterdir():
