@@ -89,7 +89,7 @@ class Entrypoint:
         self._failures = 0
         self._retry_at = 0.0
         self._failure: AdapterError | None = None
-        self._snapshotter = Background()
+        self._snapshotter = Background(self._loop, self._park_once_alone)
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._temporary = ExitStack()  # folders that go with us
@@ -588,7 +588,11 @@ class Entrypoint:
         news = self._snapshotter.ended()
         self._metrics.count_snapshot(str(news["state"]))
         self._say(EventName.SNAPSHOT, **news)
-        if self._state is State.PARKING:
+        self._park_once_alone()
+
+    def _park_once_alone(self) -> None:
+        """Who hears that we are parked gives the GPU to others, and to us when we wake: nobody may hold it then."""
+        if self._state is State.PARKING and self._snapshotter.is_gone:
             self._now_parked()
 
     # The model process's end --------------------------------------------------------------------

@@ -282,8 +282,10 @@ def test_a_request_that_comes_while_a_parked_replica_is_dumped_goes_first(state_
         gpu.set(StubGpu(GPU, bytes=6 << 20))  # room for one
         life.replica.park()
         assert (await life.heard.heard(EventName.SNAPSHOT)).fields["state"] == "building"
+        await until(gpu.held_bytes)  # the process that is to be dumped has it
         asked = asyncio.create_task(life.ask())
         await life.heard.heard(EventName.PARKED)
+        assert gpu.held_bytes() == 0
         life.replica.resume((GPU,))
         assert await asked == first
         await life.park(2)
