@@ -1,0 +1,46 @@
+"""What the entrypoint decides, with nothing launched."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from adapter.hosts.ports import listen
+from adapter.records import Rung
+from adapter.replica import ReplicaSettings
+from adapter.runtime.entrypoint import Entrypoint
+from adapter.runtime.ladder import Step
+from adapter.runtime.start import Start
+
+FACTS = {
+    "criu": "/opt/criu",
+    "criu_version": "4.1",
+    "pid": 5000,
+    "pipes": ["pipe:[1]", "pipe:[2]", "pipe:[3]", "pipe:[4]"],
+    "mapped_bytes": 0,
+    "copied_bytes": 0,
+}
+
+
+@pytest.fixture
+def entrypoint(tmp_path):
+    settings = ReplicaSettings(device="cuda:0", runtime_dir=str(tmp_path), start_timeout_s=300.0)
+    with listen("127.0.0.1", 0) as listener:
+        entrypoint = Entrypoint(settings, {}, 0, listener)
+        entrypoint._channel_path = ""
+        entrypoint.said = []
+        entrypoint._say = lambda name, **fields: entrypoint.said.append((name, fields))
+        entrypoint._model = SimpleNamespace(signal=lambda number: None, restore=lambda *_: None, pid=1)
+        yield entrypoint
+
+
+@pytest.mark.parametrize(("gpu", "limit_s"), [("", 30.0), ("GPU-1", 300.0)])
+def test_a_restore_of_a_gpus_memory_has_as_long_as_a_start(entrypoint, gpu, limit_s):
+    limits = []
+    entrypoint._loop.after = lambda seconds, call: limits.append(seconds)
+    entrypoint._gpu.prepare = lambda: None
+    entrypoint._wanted = SimpleNamespace(weights_of=lambda snapshot: "")
+    step = Step(Rung.RESTORE, SimpleNamespace(facts={**FACTS, "gpu": gpu}))
+    entrypoint._start = Start(entrypoint._settings, time.monotonic_ns(), [step], [])
+    entrypoint._try_next()
+    assert limits == [limit_s]
