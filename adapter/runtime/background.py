@@ -49,6 +49,9 @@ class Background:
                 {**environ, "PYTHONPATH": python_path(environ)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, output_w, 1)],
             )
+        except OSError:
+            os.close(self._output_fd)
+            raise
         finally:
             os.close(output_w)
 

@@ -585,11 +585,16 @@ class Entrypoint:
         own = {"GPUFN_RUNTIME_DIR": str(self._runtime_dir)}
         if self._gpu is not None:
             own["GPUFN_GPU_HELPER"] = self._gpu.path
-        self._snapshotter.start({**self._environ, **own})
-        self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
+        try:
+            self._snapshotter.start({**self._environ, **own})
+        except OSError as error:  # no process or descriptor left for it: serving goes on
+            return self._snapshot_is_over({**NO_NEWS, "state": "failed", "code": "os-error", "reason": str(error)})
+        return self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
 
     def _snapshotter_ended(self) -> None:
-        news = self._snapshotter.ended()
+        self._snapshot_is_over(self._snapshotter.ended())
+
+    def _snapshot_is_over(self, news: dict[str, Any]) -> None:
         self._metrics.count_snapshot(str(news["state"]))
         self._say(EventName.SNAPSHOT, **news)
         self._park_once_alone()

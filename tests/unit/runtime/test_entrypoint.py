@@ -1,14 +1,16 @@
 """What the entrypoint decides, with nothing launched."""
 
+import errno
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
 
 from adapter.hosts.ports import listen
-from adapter.records import Rung
+from adapter.records import EventName, Rung
 from adapter.replica import ReplicaSettings
-from adapter.runtime.entrypoint import Entrypoint
+from adapter.runtime.entrypoint import Entrypoint, State
 from adapter.runtime.ladder import Step
 from adapter.runtime.start import Start
 
@@ -44,3 +46,18 @@ def test_a_restore_of_a_gpus_memory_has_as_long_as_a_start(entrypoint, gpu, limi
     entrypoint._start = Start(entrypoint._settings, time.monotonic_ns(), [step], [])
     entrypoint._try_next()
     assert limits == [limit_s]
+
+
+@pytest.mark.parametrize(("before", "after"), [(State.SERVING, State.SERVING), (State.PARKING, State.PARKED)])
+def test_a_snapshotter_that_cannot_be_started_is_no_end_of_serving(entrypoint, monkeypatch, before, after):
+    def no_process_left(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "posix_spawn", no_process_left)
+    entrypoint._front = SimpleNamespace(held=[])
+    entrypoint._state = before
+    entrypoint._start_snapshotter()
+    assert entrypoint._state is after
+    name, fields = entrypoint.said[0]
+    assert (name, fields["state"], fields["code"]) == (EventName.SNAPSHOT, "failed", "os-error")
+    assert "temporarily unavailable" in fields["reason"]
