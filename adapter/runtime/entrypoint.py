@@ -104,6 +104,7 @@ class Entrypoint:
         if device_of(settings).startswith("cuda"):
             self._gpu = Gpu(self._loop, settings.gpu_helper, self._runtime_dir, environ)
         self._gpu_is_away = False  # the process's GPU memory is not in its place yet
+        self._keeps_addresses = False  # of weights on the GPU
         self._gpu_of_parked = ""
         self._hello_waits = False
         self._snapshots_due = False
@@ -265,7 +266,8 @@ class Entrypoint:
             self._gpu.prepare()
         if step.rung is Rung.RESTORE:
             assert step.snapshot is not None
-            self._gpu_is_away = bool(ProcessFacts.of(step.snapshot.facts).gpu)
+            facts = ProcessFacts.of(step.snapshot.facts)
+            self._gpu_is_away, self._keeps_addresses = bool(facts.gpu), facts.keeps_addresses
             weights = wanted.weights_of(step.snapshot)
             if weights:
                 _read_ahead(weights)
@@ -280,6 +282,7 @@ class Entrypoint:
             weights=step.weights,
             keeps_addresses=self._gpu is None or keeps_addresses(self._settings.gpu_capabilities),
         )
+        self._keeps_addresses = self._gpu is not None and bool(step.weights) and birth.keeps_addresses
         if step.weights:
             _read_ahead(step.weights)
         self._caches.bring(wanted)
@@ -449,7 +452,9 @@ class Entrypoint:
     def _begin_park(self) -> None:
         if self._park_asked or not self._can_park:
             return
-        refusal = why_not_park(self._settings.gpu_capabilities) if self._gpu is not None else None
+        refusal = None
+        if self._gpu is not None:
+            refusal = why_not_park(self._settings.gpu_capabilities, keeps_addresses=self._keeps_addresses)
         if refusal is not None:
             self._can_park = False
             self._count_not_parked(refusal)

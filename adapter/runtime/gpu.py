@@ -133,17 +133,22 @@ class Gpu:
         self._disconnect()
 
 
-def why_not_park(capabilities: str) -> GpuError | None:
+def why_not_park(capabilities: str, *, keeps_addresses: bool = False) -> GpuError | None:
     """What the file of that path, as `adapter.gpu.capabilities` makes it, says against parking.
 
-    None where it says nothing against it, and where it is not there (yet): then it is tried.
+    None where it says nothing against it, and where it is not there (yet): then it is tried. `keeps_addresses`:
+    the process has weights in reserved addresses, which it got before that was found not to work.
     """
-    verdict = _verdict(capabilities, "plain")
-    if verdict is None or verdict.works is not False:
-        return None
-    return GpuError(
-        "Processes on this machine's GPUs cannot be parked.", why=verdict.reason, hint=verdict.hint, code=verdict.code
-    )
+    for feature in ("plain", "virtual") if keeps_addresses else ("plain",):
+        verdict = _verdict(capabilities, feature)
+        if verdict is not None and verdict.works is False:
+            return GpuError(
+                "The process cannot be parked on this machine's GPUs.",
+                why=verdict.reason,
+                hint=verdict.hint,
+                code=verdict.code,
+            )
+    return None
 
 
 def keeps_addresses(capabilities: str) -> bool:

@@ -145,6 +145,7 @@ class Snapshotter:
                 copied_bytes=memory.copied_bytes,
                 weights=weights.key if weights else "",
                 weights_left_out=weights is not None and self._on_gpu,
+                keeps_addresses=weights is not None and self._on_gpu and birth.keeps_addresses,
                 gpu=gpu,
                 rights=rights,
             )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adapter.gpu.capabilities import Capabilities, Feature, Verdict
 from adapter.hosts.ports import listen
 from adapter.records import EventName, Rung
 from adapter.replica import ReplicaSettings
@@ -26,13 +27,20 @@ FACTS = {
 
 @pytest.fixture
 def entrypoint(tmp_path):
-    settings = ReplicaSettings(device="cuda:0", runtime_dir=str(tmp_path), start_timeout_s=300.0)
+    settings = ReplicaSettings(
+        device="cuda:0",
+        runtime_dir=str(tmp_path),
+        start_timeout_s=300.0,
+        gpu_capabilities=str(tmp_path / "capabilities.json"),
+    )
     with listen("127.0.0.1", 0) as listener:
         entrypoint = Entrypoint(settings, {}, 0, listener)
         entrypoint._channel_path = ""
         entrypoint.said = []
         entrypoint._say = lambda name, **fields: entrypoint.said.append((name, fields))
-        entrypoint._model = SimpleNamespace(signal=lambda number: None, restore=lambda *_: None, pid=1)
+        entrypoint._model = SimpleNamespace(
+            signal=lambda number: None, restore=lambda *_: None, start=lambda *_: None, pid=1
+        )
         yield entrypoint
 
 
@@ -46,6 +54,39 @@ def test_a_restore_of_a_gpus_memory_has_as_long_as_a_start(entrypoint, gpu, limi
     entrypoint._start = Start(entrypoint._settings, time.monotonic_ns(), [step], [])
     entrypoint._try_next()
     assert limits == [limit_s]
+
+
+@pytest.mark.parametrize(
+    ("rung", "weights", "known", "is_parked"),
+    [
+        (Rung.START, "/weights", False, False),
+        (Rung.START, "/weights", True, True),  # so it was born without
+        (Rung.LOAD, "", False, True),
+        (Rung.RESTORE, "kept", False, False),
+        (Rung.RESTORE, "", False, True),
+    ],
+)
+def test_a_process_whose_memory_was_found_not_to_be_parked_after_its_birth_is_not(
+    entrypoint, tmp_path, monkeypatch, rung, weights, known, is_parked
+):
+    verdicts = {each: Verdict(each is not Feature.VIRTUAL, "gpu-memory-lost") for each in Feature}
+
+    def found_out():
+        (tmp_path / "capabilities.json").write_text(Capabilities({}, verdicts).to_json())
+
+    if known:
+        found_out()
+    monkeypatch.setattr("adapter.runtime.entrypoint._read_ahead", lambda weights: None)
+    entrypoint._gpu.prepare = lambda: None
+    entrypoint._wanted = SimpleNamespace(
+        device="cuda:0", python="", shared={}, weights_of=lambda snapshot: "", keeps_compile_caches=False
+    )
+    facts = {**FACTS, "keeps_addresses": bool(weights)}
+    snapshot = SimpleNamespace(facts=facts) if rung is Rung.RESTORE else None
+    entrypoint._launch(Step(rung, snapshot, weights))
+    found_out()
+    entrypoint._begin_park()
+    assert entrypoint._can_park is is_parked
 
 
 @pytest.mark.parametrize(("before", "after"), [(State.SERVING, State.SERVING), (State.PARKING, State.PARKED)])
