@@ -17,19 +17,23 @@ class Region:
     """`size_bytes` at `address`, what was asked for rounded up to what the device maps; `map` puts memory there.
 
     Its methods raise `GpuError`; a `map` that fails leaves no memory behind, and may be tried again.
-    Whoever uses the memory has finished before `unmap`. It keeps the device's primary context, and gives
-    everything back when it is closed or nobody refers to it any more.
+    `unmap` waits for the work that uses the memory: the driver does not, and what was submitted would meet no
+    memory. It keeps the device's primary context, and gives everything back when it is closed or nobody refers to
+    it any more.
     """
 
     def __init__(self, size_bytes: int, device: int = 0) -> None:
         self.address = 0  # first: what `__del__` looks at, whatever fails below
         self._undo: ExitStack | None = None
         self._device = device
-        with context(device):
+        with context(device), ExitStack() as undo:
             grain = call("cuMemGetAllocationGranularity", self._kind(), _least_granularity())
             self.size_bytes = -(-size_bytes // int(grain)) * int(grain)
+            handle = call("cuDeviceGet", device)
+            call("cuDevicePrimaryCtxRetain", handle)
+            undo.callback(call, "cuDevicePrimaryCtxRelease", handle)
             self.address = int(call("cuMemAddressReserve", self.size_bytes, 0, 0, 0))
-            call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", device))
+            undo.pop_all()  # `close` gives both back
 
     @property
     def is_mapped(self) -> bool:
@@ -45,6 +49,7 @@ class Region:
             call("cuMemMap", self.address, self.size_bytes, 0, memory, 0)
             undo.callback(call, "cuMemUnmap", self.address, self.size_bytes)
             call("cuMemSetAccess", self.address, self.size_bytes, [self._access()], 1)
+            undo.callback(call, "cuCtxSynchronize")  # the first of all when it is undone
             self._undo = undo.pop_all()
 
     def unmap(self) -> None:

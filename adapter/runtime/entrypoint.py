@@ -43,7 +43,7 @@ from adapter.snapshot.process import ProcessFacts
 from adapter.spec import read_handler_shape
 
 _RESTORE_LIMIT_S = 30.0
-"""A restore that takes longer has hung: half a gigabyte takes a tenth of a second."""
+"""A restore that takes longer has hung: half a gigabyte takes a tenth of a second. What a GPU held takes longer."""
 
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Between failed starts, by how many there were in a row."""
@@ -53,7 +53,10 @@ _PARK_AGAIN_S, _PARK_TRIES = 0.05, 20
 
 _NOT_LAUNCHED = "start-failed"
 
-_NOT_ITS_FAULT = frozenset({_NOT_LAUNCHED, launch.NO_RIGHTS})
+_NOT_ITS_FAULT = frozenset(
+    {_NOT_LAUNCHED, launch.NO_RIGHTS}
+    | {"gpu-out-of-memory", "out-of-host-memory", "helper-died", "helper-timeout"}  # of the machine, as it was then
+)
 """Failures after which a snapshot is kept."""
 
 _SOCKET_PATH_LIMIT_BYTES = 107
@@ -90,7 +93,7 @@ class Entrypoint:
         self._failures = 0
         self._retry_at = 0.0
         self._failure: AdapterError | None = None
-        self._snapshotter = Background()
+        self._snapshotter = Background(self._loop, self._park_once_alone)
         self._events_fd = events_fd(settings)
         self._metrics = metrics.Metrics(settings.function, settings.namespace)
         self._temporary = ExitStack()  # folders that go with us
@@ -102,6 +105,7 @@ class Entrypoint:
         if device_of(settings).startswith("cuda"):
             self._gpu = Gpu(self._loop, settings.gpu_helper, self._runtime_dir, environ)
         self._gpu_is_away = False  # the process's GPU memory is not in its place yet
+        self._keeps_addresses = False  # of weights on the GPU
         self._gpu_of_parked = ""
         self._hello_waits = False
         self._snapshots_due = False
@@ -255,7 +259,8 @@ class Entrypoint:
         except Exception as error:  # boundary: whatever a rung meets, the next one serves the same requests
             return self._rung_failed(_as_handler_error(error))
         start.launched()
-        limit_s = _RESTORE_LIMIT_S if step.rung is Rung.RESTORE else self._settings.start_timeout_s
+        restores_quickly = step.rung is Rung.RESTORE and not self._gpu_is_away
+        limit_s = _RESTORE_LIMIT_S if restores_quickly else self._settings.start_timeout_s
         self._loop.after(limit_s, lambda: self._start_took_too_long(start, step, limit_s))
         return None
 
@@ -266,7 +271,8 @@ class Entrypoint:
             self._gpu.prepare()
         if step.rung is Rung.RESTORE:
             assert step.snapshot is not None
-            self._gpu_is_away = bool(ProcessFacts.of(step.snapshot.facts).gpu)
+            facts = ProcessFacts.of(step.snapshot.facts)
+            self._gpu_is_away, self._keeps_addresses = bool(facts.gpu), facts.keeps_addresses
             weights = wanted.weights_of(step.snapshot)
             if weights:
                 _read_ahead(weights)
@@ -281,6 +287,7 @@ class Entrypoint:
             weights=step.weights,
             keeps_addresses=self._gpu is None or keeps_addresses(self._settings.gpu_capabilities),
         )
+        self._keeps_addresses = self._gpu is not None and bool(step.weights) and birth.keeps_addresses
         if step.weights:
             _read_ahead(step.weights)
         self._caches.bring(wanted)
@@ -452,7 +459,9 @@ class Entrypoint:
     def _begin_park(self) -> None:
         if self._park_asked or not self._can_park:
             return
-        refusal = why_not_park(self._settings.gpu_capabilities) if self._gpu is not None else None
+        refusal = None
+        if self._gpu is not None:
+            refusal = why_not_park(self._settings.gpu_capabilities, keeps_addresses=self._keeps_addresses)
         if refusal is not None:
             self._can_park = False
             self._count_not_parked(refusal)
@@ -588,14 +597,23 @@ class Entrypoint:
         own = {"GPUFN_RUNTIME_DIR": str(self._runtime_dir)}
         if self._gpu is not None:
             own["GPUFN_GPU_HELPER"] = self._gpu.path
-        self._snapshotter.start({**self._environ, **own})
-        self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
+        try:
+            self._snapshotter.start({**self._environ, **own})
+        except OSError as error:  # no process or descriptor left for it: serving goes on
+            return self._snapshot_is_over({**NO_NEWS, "state": "failed", "code": "os-error", "reason": str(error)})
+        return self._say(EventName.SNAPSHOT, state="building", **NO_NEWS)
 
     def _snapshotter_ended(self) -> None:
-        news = self._snapshotter.ended()
+        self._snapshot_is_over(self._snapshotter.ended())
+
+    def _snapshot_is_over(self, news: dict[str, Any]) -> None:
         self._metrics.count_snapshot(str(news["state"]))
         self._say(EventName.SNAPSHOT, **news)
-        if self._state is State.PARKING:
+        self._park_once_alone()
+
+    def _park_once_alone(self) -> None:
+        """Who hears that we are parked gives the GPU to others, and to us when we wake: nobody may hold it then."""
+        if self._state is State.PARKING and self._snapshotter.is_gone:
             self._now_parked()
 
     # The model process's end --------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Gpu:
             return
         limit_s = time_limit_s(asked.operation)
         self._waiting[number] = asked
-        self._loop.after(limit_s, lambda: self._late(number, timed_out(asked.operation, limit_s)))
+        self._loop.after(limit_s, lambda: self._late(number, asked, timed_out(asked.operation, limit_s)))
 
     def _unanswered(self, asked: _Asked, error: GpuError, *, committed: bool) -> None:
         if asked.may_ask_again and error.code == "helper-died":
@@ -86,7 +86,11 @@ class Gpu:
     def _send(self, asked: _Asked) -> int:
         if self._client is None:
             self.prepare()
-            self._client = HelperClient.connect(self.path)
+            try:
+                self._client = HelperClient.connect(self.path)
+            except GpuError:
+                self._disconnect()
+                raise
             self._loop.watch(self._client.fileno(), self._hear)
         pidfd = os.pidfd_open(asked.pid)
         try:
@@ -110,9 +114,9 @@ class Gpu:
         if answer is not None and answer.number in self._waiting:
             self._waiting.pop(answer.number).then(answer)
 
-    def _late(self, number: int, error: GpuError) -> None:
-        asked = self._waiting.pop(number, None)
-        if asked is not None:
+    def _late(self, number: int, asked: _Asked, error: GpuError) -> None:
+        if self._waiting.get(number) is asked:  # each connection counts anew
+            del self._waiting[number]
             self._disconnect()
             self._unanswered(asked, error, committed=True)
 
@@ -133,17 +137,22 @@ class Gpu:
         self._disconnect()
 
 
-def why_not_park(capabilities: str) -> GpuError | None:
+def why_not_park(capabilities: str, *, keeps_addresses: bool = False) -> GpuError | None:
     """What the file of that path, as `adapter.gpu.capabilities` makes it, says against parking.
 
-    None where it says nothing against it, and where it is not there (yet): then it is tried.
+    None where it says nothing against it, and where it is not there (yet): then it is tried. `keeps_addresses`:
+    the process has weights in reserved addresses, which it got before that was found not to work.
     """
-    verdict = _verdict(capabilities, "plain")
-    if verdict is None or verdict.works is not False:
-        return None
-    return GpuError(
-        "Processes on this machine's GPUs cannot be parked.", why=verdict.reason, hint=verdict.hint, code=verdict.code
-    )
+    for feature in ("plain", "virtual") if keeps_addresses else ("plain",):
+        verdict = _verdict(capabilities, feature)
+        if verdict is not None and verdict.works is False:
+            return GpuError(
+                "The process cannot be parked on this machine's GPUs.",
+                why=verdict.reason,
+                hint=verdict.hint,
+                code=verdict.code,
+            )
+    return None
 
 
 def keeps_addresses(capabilities: str) -> bool:

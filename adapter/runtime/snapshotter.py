@@ -130,7 +130,7 @@ class Snapshotter:
                 pipes = dump(criu, model.pid, images)
             finally:
                 _end(model)
-            memory = map_memory(images, model.pid)
+            memory = map_memory(images, model.pid, going=self._caches)
             rights = give_up(images)
             (images / "dump.log").unlink()
             for path in images.iterdir():
@@ -145,6 +145,7 @@ class Snapshotter:
                 copied_bytes=memory.copied_bytes,
                 weights=weights.key if weights else "",
                 weights_left_out=weights is not None and self._on_gpu,
+                keeps_addresses=weights is not None and self._on_gpu and birth.keeps_addresses,
                 gpu=gpu,
                 rights=rights,
             )

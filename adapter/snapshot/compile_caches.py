@@ -15,6 +15,7 @@ ONNX Runtime's TensorRT provider (ORT_TENSORRT_CACHE_PATH).
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def unpack(bundle: Path, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
                 left -= member.size
                 _check(member, left)
                 _write(archive, member, folder / member.name)
-    except (tarfile.TarError, EOFError, ValueError, KeyError, OverflowError, FileExistsError) as exc:
+    except (tarfile.TarError, EOFError, ValueError, KeyError, OverflowError, RecursionError, FileExistsError) as exc:
         raise SnapshotCorrupt(f"{bundle.name} cannot be read.", why=f"{exc}.") from exc
 
 
@@ -112,7 +113,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, mtime_ns: int) -> None
 def _check(member: tarfile.TarInfo, left: int) -> None:
     path = PurePosixPath(member.name)
     inside = len(path.parts) > 1 and path.parts[0] in _CACHES.values() and ".." not in path.parts
-    if not member.isreg() or member.issparse() or not inside or str(path) != member.name or left < 0:
+    if not member.isreg() or member.issparse() or not inside or str(path) != member.name or member.size < 0 or left < 0:
         raise SnapshotCorrupt(
             f"{BUNDLE} holds {member.name!r}.", why="It is no plain file of a cache, or more than a bundle may hold."
         )
@@ -124,6 +125,6 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Non
     assert source is not None
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(source.read())
+        shutil.copyfileobj(source, file)
     mtime_ns = int(member.pax_headers[_MTIME])
     os.utime(path, ns=(mtime_ns, mtime_ns))

@@ -7,6 +7,8 @@ these areas are private mappings of that file. A restore is then a few hundred `
 from the page cache when they are touched, and replicas of one snapshot share those they only read.
 The process cannot tell: a private mapping reads and writes like its own memory.
 
+Areas of files that will be gone (what compilers made, see `compile_caches`) move there too, however small.
+
 The file is named `MEMORY_NAME` inside the image and handed to CRIU as a descriptor, so that an image
 works in whatever folder it lies. Image format: CRIU's ``images/*.proto`` (protobuf messages behind a
 magic, each with its length before it) and ``criu/include/image.h`` (the flags below), CRIU 4.1.
@@ -42,10 +44,10 @@ _RESETTING_ALLOCATORS = ("jemalloc", "mimalloc", "tcmalloc")
 
 # criu/include/image.h
 _VMA_STACK, _VMA_VSYSCALL, _VMA_VDSO, _VMA_HEAP = 1 << 1, 1 << 2, 1 << 3, 1 << 5
-_VMA_FILE_PRIVATE, _VMA_ANON_PRIVATE = 1 << 6, 1 << 9
+_VMA_FILE_PRIVATE, _VMA_FILE_SHARED, _VMA_ANON_PRIVATE = 1 << 6, 1 << 7, 1 << 9
 _VMA_SPECIAL = _VMA_STACK | _VMA_VSYSCALL | _VMA_VDSO | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15
 _PAGE_PRESENT = 1 << 2
-_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN, _MAP_HUGETLB = 0x02, 0x20, 0x100, 0x40000
+_MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN, _MAP_HUGETLB = 0x01, 0x02, 0x20, 0x100, 0x40000
 _FILE_IS_REGULAR = 1
 _O_LARGEFILE = 0o100000
 
@@ -188,8 +190,8 @@ class _Area:
         return cls(start, end, file_id, offset, flags, status, fields)
 
     @property
-    def is_file(self) -> bool:
-        return bool(self.status & _VMA_FILE_PRIVATE)
+    def of_file(self) -> bool:
+        return bool(self.status & (_VMA_FILE_PRIVATE | _VMA_FILE_SHARED))
 
     @property
     def can_be_mapped(self) -> bool:
@@ -207,10 +209,11 @@ class MappedMemory:
     copied_bytes: int
 
 
-def map_memory(folder: Path, pid: int) -> MappedMemory:
+def map_memory(folder: Path, pid: int, going: Path | None = None) -> MappedMemory:
     """Rewrite the image of the single process `pid` in `folder`; see the module's docstring.
 
-    Leaves the image as it was where the process uses an allocator that a mapped file would break.
+    No restore needs a file below the folder `going` any more. Memory of the process's own stays with CRIU
+    where its allocator would not bear a mapped file.
     Raises `SnapshotError` on an image it does not understand and `OSError` on a full disk; the folder
     is then of no use any more.
     """
@@ -220,7 +223,10 @@ def map_memory(folder: Path, pid: int) -> MappedMemory:
     runs = _runs(pagemap)
     names = _regular_files(files)
     copied = sum(run.end - run.start for run in runs if run.present)
-    if any(allocator in name for name, _ in names.values() for allocator in _RESETTING_ALLOCATORS):
+    gone = _below(going, names)
+    _refuse_open(folder, {number: names[number][0] for number in gone})
+    only_gone = any(allocator in name for name, _ in names.values() for allocator in _RESETTING_ALLOCATORS)
+    if only_gone and not gone:
         return MappedMemory(0, 0, copied)
     pages_path = folder / f"pages-{_number(decode(pagemap.messages[0]), 1)}.img"
     memory_id = 1 + max(_number(decode(message), 2) for message in files.messages)
@@ -235,14 +241,16 @@ def map_memory(folder: Path, pid: int) -> MappedMemory:
                 continue
             area = _Area.decode(value)
             inside = [run for run in runs if run.start < area.end and run.end > area.start]
-            if not area.can_be_mapped or _pages(area, inside) < MIN_AREA_PAGES:
+            is_gone = area.of_file and area.file_id in gone
+            is_large = not only_gone and area.can_be_mapped and _pages(area, inside) >= MIN_AREA_PAGES
+            if not is_gone and not is_large:
                 continue
-            if area.is_file:
+            if area.of_file:
                 _copy_original(names[area.file_id][0], area, memory.fileno(), end)
             _copy_pages(pages.fileno(), inside, area, memory.fileno(), end)
             mm[at] = (number, wire, encode(_as_mapping(area, memory_id, end)))
             moved.append(area)
-            end += area.end - area.start + _GAP_BYTES
+            end += area.end - area.start + (0 if is_gone else _GAP_BYTES)
         memory.truncate(end)
         mapped = os.fstat(memory.fileno()).st_blocks * 512
     memory_map.messages[0] = encode(mm)
@@ -275,6 +283,27 @@ def _regular_files(files: ImageFile) -> dict[int, tuple[str, Fields]]:
             entry = decode(regular)
             found[_number(fields, 2)] = ((_bytes(entry, 6) or b"").decode(errors="surrogateescape"), entry)
     return found
+
+
+def _below(folder: Path | None, names: dict[int, tuple[str, Fields]]) -> set[int]:
+    """Ids of the files in `folder`, which the image knows by their real paths."""
+    if folder is None:
+        return set()
+    start = os.path.realpath(folder) + "/"
+    return {number for number, (name, _) in names.items() if name.startswith(start)}
+
+
+def _refuse_open(folder: Path, gone: dict[int, str]) -> None:
+    """Raises `SnapshotError` where the process has one of the files open: only what it maps can be kept."""
+    for path in folder.glob("fdinfo-*.img"):
+        for fields in map(decode, ImageFile.read(path).messages):
+            if _number(fields, 3) == _FILE_IS_REGULAR and _number(fields, 1) in gone:
+                raise SnapshotError(
+                    "The process keeps a file open that a compiler put into its cache.",
+                    why=f"{gone[_number(fields, 1)]} is its descriptor {_number(fields, 4)}.",
+                    hint="Close it in `load`, or in `before_snapshot`.",
+                    code="not-dumpable",
+                )
 
 
 def _pages(area: _Area, runs: list[_Run]) -> int:
@@ -322,8 +351,8 @@ def _as_mapping(area: _Area, file_id: int, offset: int) -> Fields:
         {
             3: offset,
             4: file_id,
-            6: area.flags & ~_MAP_ANONYMOUS | _MAP_PRIVATE,
-            7: area.status & ~(_VMA_ANON_PRIVATE | _VMA_HEAP) | _VMA_FILE_PRIVATE,
+            6: area.flags & ~(_MAP_ANONYMOUS | _MAP_SHARED) | _MAP_PRIVATE,
+            7: area.status & ~(_VMA_ANON_PRIVATE | _VMA_FILE_SHARED | _VMA_HEAP) | _VMA_FILE_PRIVATE,
         },
     )
 

@@ -134,6 +134,8 @@ class ProcessFacts:
     """Key of the weight snapshot that it maps, or gave up."""
     weights_left_out: bool = False
     """It gave its weights up before the dump: they are brought back after a restore."""
+    keeps_addresses: bool = False
+    """On a GPU they come back to reserved addresses."""
     gpu: str = ""
     """Where its GPU memory was, which the driver brings back after a restore; empty: it has none."""
 

@@ -29,11 +29,11 @@ def test_a_start_finds_what_an_earlier_one_compiled(tmp_path, envs):
     with session_over(tmp_path, envs) as session:
         session.deploy("compiles", {**ZERO, "gpufn.dev/snapshot": "off"})
         first = session.request("POST", "/function/compiles?compile=1").json()
-        assert first == {"load": "compiled", "here": ["kernel.cubin", "later.cubin"]}
+        assert first == {"load": "compiled", "here": ["kernel.so", "later.cubin"]}
         session.wait_for_snapshot("compiles")
         assert len(bundles(session)) == 1
         session.to_zero("compiles")
-        assert session.call("compiles").json() == {"load": FOUND, "here": ["kernel.cubin"]}
+        assert session.call("compiles").json() == {"load": FOUND, "here": ["kernel.so"]}
         session.to_zero("compiles")
         assert session.snapshot("compiles")["state"] == "published"  # and not taken again
 

@@ -197,6 +197,26 @@ def test_a_restore_that_finds_no_gpu_memory_is_followed_by_the_next_rung(state_d
     lives(state_dir, scenario, snapshot="off")
 
 
+def test_a_full_gpu_costs_one_restore_and_no_snapshot(state_dir, gpu):
+    async def scenario(begin):
+        first = await begin()
+        await first.ask()
+        await first.park()
+        await first.replica.stop(30)
+        gpu.fault(f"cuCheckpointProcessRestore 1 fail {CUDA_OUT_OF_MEMORY}")
+        second = await begin()
+        assert (await second.ask())["whole"]
+        record = await second.record()
+        assert record["rung"] == "load"
+        assert ("restore", "gpu-out-of-memory") in [(one["rung"], one["code"]) for one in record["skipped"]]
+        await second.replica.stop(30)
+        third = await begin()
+        assert (await third.ask())["whole"]
+        assert (await third.record())["rung"] == "restore"
+
+    lives(state_dir, scenario)
+
+
 def test_a_helper_of_the_machine_that_is_killed_is_replaced_and_carries_on(state_dir, gpu):
     async def scenario(begin):
         life = await begin()
@@ -282,8 +302,10 @@ def test_a_request_that_comes_while_a_parked_replica_is_dumped_goes_first(state_
         gpu.set(StubGpu(GPU, bytes=6 << 20))  # room for one
         life.replica.park()
         assert (await life.heard.heard(EventName.SNAPSHOT)).fields["state"] == "building"
+        await until(gpu.held_bytes)  # the process that is to be dumped has it
         asked = asyncio.create_task(life.ask())
         await life.heard.heard(EventName.PARKED)
+        assert gpu.held_bytes() == 0
         life.replica.resume((GPU,))
         assert await asked == first
         await life.park(2)

@@ -83,6 +83,68 @@ def test_secrets_and_variables_are_there_for_requests_and_in_no_image(tmp_path, 
         assert b"a-token-of-mine" not in data, path
 
 
+MAPS = """
+import ctypes, mmap, os
+from pathlib import Path
+
+CONTENT = bytes(range(256)) * 100
+ALLOCATOR = None
+
+def mapped(descriptor, protection):
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    return libc.mmap(None, len(CONTENT), protection, mmap.MAP_SHARED, descriptor, 0)
+
+def load(device):
+    engine = Path(os.environ["GPUFN_ENGINE_CACHE"], "engine")
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_bytes(CONTENT)
+    with engine.open("r+b") as file:
+        written = mapped(file.fileno(), mmap.PROT_READ | mmap.PROT_WRITE)
+        read = mapped(file.fileno(), mmap.PROT_READ)
+    ctypes.memset(written + 5000, 1, 1)
+    return written, read
+
+def handle(event, context):
+    expected = bytearray(CONTENT)
+    expected[5000] = 1
+    return {"statusCode": 200, "body": [ctypes.string_at(at, len(CONTENT)) == expected for at in context.model]}
+"""
+
+
+@pytest.mark.parametrize("allocator", [False, True], ids=["", "an allocator whose memory stays with CRIU"])
+def test_files_that_a_compiler_left_mapped_are_in_the_image(tmp_path, state_dir, allocator):
+    """However they are mapped: the folder that they lay in goes with whoever took the snapshot."""
+    library = tmp_path / "libjemalloc.so"
+    library.write_bytes(bytes(8192))
+    also = f"mmap.mmap(os.open({str(library)!r}, os.O_RDONLY), 0, access=mmap.ACCESS_READ)" if allocator else "None"
+    write_function(tmp_path / "functions", "fn", MAPS.replace("ALLOCATOR = None", f"ALLOCATOR = {also}"))
+    answers, records = asyncio.run(lives(state_dir, tmp_path / "functions", 2))
+    assert [record["rung"] for record in records] == ["load", "restore"]
+    assert [json.loads(answer) for answer in answers] == [[True, True]] * 2
+
+
+def test_a_file_of_a_compiler_that_stays_open_is_named_and_no_snapshot_taken(tmp_path, state_dir):
+    write_function(
+        tmp_path / "functions", "fn",
+        "import os\ndef load(device):\n    os.makedirs(os.environ['GPUFN_ENGINE_CACHE'])\n"
+        "    return open(os.environ['GPUFN_ENGINE_CACHE'] + '/engine', 'w')\n"
+        "def handle(event, context):\n    return 'here'\n",
+    )  # fmt: skip
+
+    async def scenario():
+        async with running(state_dir, tmp_path / "functions") as host:
+            await host.prepare(deployment("fn"))
+            listener = Listener()
+            await ask(await host.start(deployment("fn"), listener))
+            taken = (await listener.heard(EventName.SNAPSHOT, 2)).fields
+            assert (taken["state"], taken["code"]) == ("failed", "not-dumpable")
+            assert "/engines/engine is its descriptor" in taken["reason"]
+
+    run(scenario())
+
+
 MODEL = """
 import torch
 WORDS = 6_000_000

@@ -328,10 +328,13 @@ EXPORT CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAcc
 EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
     ENTER;
     char *at = (char *)(uintptr_t)address, *end = at + bytes;
-    bool is_right = true;
     pthread_mutex_lock(&mutex);
-    while (!streams_are_idle())
-        pthread_cond_wait(&changed, &mutex);
+    if (!streams_are_idle()) { /* the real one does not wait: what runs may meet addresses without memory */
+        is_broken = true;
+        pthread_mutex_unlock(&mutex);
+        return leave(CUDA_ERROR_ILLEGAL_ADDRESS);
+    }
+    bool is_right = true;
     while (at < end && is_right) {
         struct block *block = block_at(at);
         char *away = block != NULL ? fresh(block->bytes, PROT_NONE) : NULL;

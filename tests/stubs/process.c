@@ -14,6 +14,7 @@ pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 struct machine machine;
 int on_gpu[MAX_GPUS], devices;
 bool gate_is_closed;
+bool is_broken;
 int inside;
 
 static pid_t initialised_by; /* a fork's child is not initialised: CUDA does not survive a fork */
@@ -42,10 +43,12 @@ CUresult enter(const char *call) {
     pthread_mutex_lock(&mutex);
     while (gate_is_closed && process_state() != CU_PROCESS_STATE_FAILED)
         pthread_cond_wait(&changed, &mutex);
-    bool has_failed = process_state() == CU_PROCESS_STATE_FAILED;
-    inside += !has_failed;
+    CUresult result = process_state() == CU_PROCESS_STATE_FAILED ? CUDA_ERROR_UNKNOWN
+                      : is_broken                                ? CUDA_ERROR_ILLEGAL_ADDRESS
+                                                                 : CUDA_SUCCESS;
+    inside += result == CUDA_SUCCESS;
     pthread_mutex_unlock(&mutex);
-    return has_failed ? CUDA_ERROR_UNKNOWN : CUDA_SUCCESS;
+    return result;
 }
 
 CUresult leave(CUresult result) {
@@ -298,6 +301,7 @@ static const struct {
     {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {CUDA_ERROR_OPERATING_SYSTEM, "CUDA_ERROR_OPERATING_SYSTEM", "OS call failed"},
     {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
     {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {CUDA_ERROR_NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},

@@ -32,6 +32,7 @@ extern struct machine machine;    /* as it was at cuInit */
 extern int on_gpu[MAX_GPUS];      /* which GPU of the machine each device ordinal is on; a remap changes it */
 extern int devices;               /* how many of them this process may use */
 extern bool gate_is_closed;       /* a lock is wanted or held: calls wait in enter() */
+extern bool is_broken;            /* the device met addresses without memory: each call fails from then on */
 extern int inside;                /* calls that are past the gate */
 
 bool is_initialised(void);

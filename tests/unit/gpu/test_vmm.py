@@ -82,3 +82,42 @@ with Region(2 << 30) as region:
         print(error.message, error.code)
 """)
     assert said == "The GPU has no memory left. gpu-out-of-memory"
+
+
+@pytest.mark.parametrize("end", ["region.unmap()", "region.close()", "del region"])
+def test_work_that_uses_the_memory_is_done_before_it_goes(end: str, run, simulated: Simulated) -> None:
+    simulated.fault("stream-work 1 delay 200")
+    said = run(f"""
+region = Region(1 << 20)
+region.map()
+host, stream = ok(cuda.cuMemHostAlloc(1 << 20, 0)), ok(cuda.cuStreamCreate(1))
+ok(cuda.cuMemcpyHtoDAsync(region.address, host, 1 << 20, stream))
+{end}
+print(cuda.cuCtxSynchronize()[0].name, used())
+""")
+    assert said == "CUDA_SUCCESS 0"
+
+
+def test_a_region_that_cannot_keep_the_context_leaves_it_to_those_who_do(run, simulated: Simulated) -> None:
+    simulated.fault("cuDevicePrimaryCtxRetain 3 fail 2")  # after the program's, and that of the call itself
+    said = run("""
+try:
+    Region(1 << 20)
+except GpuError as error:
+    print(error.code)
+print(ok(cuda.cuDevicePrimaryCtxGetState(0)))
+""")
+    assert said.splitlines() == ["gpu-out-of-memory", "(0, 1)"]
+
+
+def test_a_region_that_gets_no_addresses_does_not_keep_the_context(run, simulated: Simulated) -> None:
+    simulated.fault("cuMemAddressReserve 1 fail 2")
+    said = run("""
+try:
+    Region(1 << 20)
+except GpuError as error:
+    print(error.code)
+ok(cuda.cuDevicePrimaryCtxRelease(0))
+print(ok(cuda.cuDevicePrimaryCtxGetState(0)))
+""")
+    assert said.splitlines() == ["gpu-out-of-memory", "(0, 0)"]

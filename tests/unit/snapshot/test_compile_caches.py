@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -148,3 +149,26 @@ def test_damaged_bundles_are_refused(tmp_path, harm):
                 archive.addfile(member("cuda/a"), io.BytesIO())
     with pytest.raises(SnapshotCorrupt):
         unpack(path, tmp_path / "back")
+
+
+def test_a_size_below_zero_is_refused(tmp_path):
+    """It would lead the reader back to the same header again and again."""
+    info = member("inductor/a")
+    info.pax_headers = {**info.pax_headers, "size": "-1536"}
+    (tmp_path / BUNDLE).write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(2 * tarfile.BLOCKSIZE))
+    with pytest.raises(SnapshotCorrupt):
+        unpack(tmp_path / BUNDLE, tmp_path / "back")
+    assert read(tmp_path / "back") == {}
+
+
+def test_a_file_is_never_in_memory_as_a_whole(tmp_path):
+    with tarfile.open(tmp_path / BUNDLE, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member("inductor/a", size=64 << 20), io.BytesIO(bytes(64 << 20)))
+    tracemalloc.start()
+    try:
+        unpack(tmp_path / BUNDLE, tmp_path / "back")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "back" / "inductor" / "a").stat().st_size == 64 << 20
+    assert most < 16 << 20
