@@ -255,6 +255,8 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
         options += ["--env", "CNB_EXPERIMENTAL_MODE=warn"]
         words += ["-layout", "-layout-dir=/gpufn-layout"]
     elif not request.publish:
+        if request.run_image:
+            engine.environment_of(request.run_image)  # the lifecycle looks for it in the engine, and pulls nothing
         options += [
             "--volume",
             f"{engine.socket()}:/var/run/docker.sock",

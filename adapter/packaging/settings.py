@@ -97,12 +97,10 @@ class LaunchSetting(NamedTuple):
 
 
 SNAPSHOTS = LaunchSetting(
-    "BPL_GPUFN_SNAPSHOTS", "auto", "`auto`: snapshots are kept where their folder is mounted; `off`: never"
+    "BPL_GPUFN_SNAPSHOTS", "auto", "`auto`: snapshots are kept where a folder for them is mounted; `off`: never"
 )
-LAUNCH_SETTINGS = (
-    SNAPSHOTS,
-    LaunchSetting("BPL_GPUFN_CRIU", "auto", "`off`: no process snapshots are taken or restored"),
-)
+CRIU = LaunchSetting("BPL_GPUFN_CRIU", "auto", "`off`: no process snapshots are taken or restored")
+LAUNCH_SETTINGS = (SNAPSHOTS, CRIU)
 
 _BPE_KINDS = {"DEFAULT": "default", "OVERRIDE": "override", "APPEND": "append", "PREPEND": "prepend", "DELIM": "delim"}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import adapter
 from adapter.errors import ConfigError
-from adapter.keys import ENV_CRIU, SNAPSHOT_PATH
+from adapter.keys import ENV_CRIU
 from adapter.packaging.layers import Making
 from adapter.packaging.packages import compile_all
-from adapter.packaging.settings import LAUNCH_SETTINGS, SNAPSHOTS, BuildSettings, launch_variables
+from adapter.packaging.settings import CRIU, SNAPSHOTS, BuildSettings, launch_variables
 
 SHIM_MODULES = (
     "__init__", "errors", "files", "keys", "logs", "pagecache", "records", "replica", "spec", "units",
@@ -29,10 +29,10 @@ _VERSION = re.compile(r"Version:\s*(\d+\.\d+)")
 
 _LAUNCH_SCRIPT = f"""#!/bin/sh
 # Run by the launcher before the process: writes variables to descriptor 3. See docs/reference/buildpack.md.
-if [ "${{{SNAPSHOTS.name}:-{SNAPSHOTS.default}}}" != off ] && [ -z "$GPUFN_SNAPSHOT_DIR" ] && [ -d {SNAPSHOT_PATH} ]; then
-    echo 'GPUFN_SNAPSHOT_DIR = "{SNAPSHOT_PATH}"' >&3
-fi
-if [ "${{{LAUNCH_SETTINGS[1].name}:-{LAUNCH_SETTINGS[1].default}}}" = off ]; then
+if [ "${{{SNAPSHOTS.name}:-{SNAPSHOTS.default}}}" = off ]; then
+    echo 'GPUFN_PROCESS_SNAPSHOT = "off"' >&3
+    echo 'GPUFN_WEIGHT_SNAPSHOT = "off"' >&3
+elif [ "${{{CRIU.name}:-{CRIU.default}}}" = off ]; then
     echo 'GPUFN_PROCESS_SNAPSHOT = "off"' >&3
 fi
 """

@@ -80,10 +80,17 @@ def test_variables_that_func_sets_are_in_the_image_as_defaults(built):
     assert (folder / "GPUFN_FOLDER.default").read_text() == str(built.places.app)
 
 
-@pytest.mark.parametrize(("given", "expected"), [("", {}), ("BPL_GPUFN_CRIU", {"GPUFN_PROCESS_SNAPSHOT": "off"})])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"BPL_GPUFN_SNAPSHOTS": "auto"}, {}),
+        ({"BPL_GPUFN_CRIU": "off"}, {"GPUFN_PROCESS_SNAPSHOT": "off"}),
+        ({"BPL_GPUFN_SNAPSHOTS": "off"}, {"GPUFN_PROCESS_SNAPSHOT": "off", "GPUFN_WEIGHT_SNAPSHOT": "off"}),
+    ],
+)
 def test_the_launch_script_says_what_a_launch_set(built, given, expected, tmp_path):
     said = tmp_path / "said"
     script = built.layers / "environment" / "exec.d" / "gpufn"
-    environ = {"PATH": os.environ["PATH"], "BPL_GPUFN_SNAPSHOTS": "off", **({given: "off"} if given else {})}
-    subprocess.run(["sh", "-c", f'"{script}" 3>"{said}"'], env=environ, check=True)
+    subprocess.run(["sh", "-c", f'"{script}" 3>"{said}"'], env={"PATH": os.environ["PATH"], **given}, check=True)
     assert read_toml(said) == expected
