@@ -60,7 +60,7 @@ def registry_address() -> str:
 
 
 @pytest.fixture(scope="session")
-def docker_compose_command(docker, registry_address) -> str:
+def docker_compose_command(docker: Docker, registry_address: str) -> str:
     machine.import_registry(docker)
     return f"env DOCKER_HOST={docker.host} REGISTRY_ADDRESS={registry_address} docker-compose"
 
@@ -76,7 +76,7 @@ def docker_setup() -> str:
 
 
 @pytest.fixture(scope="session")
-def registry(docker_services, registry_address) -> str:
+def registry(docker_services, registry_address: str) -> str:
     """The address (host:port) of a registry without passwords, over plain HTTP on loopback."""
 
     def answers() -> bool:

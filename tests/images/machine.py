@@ -70,7 +70,10 @@ def daemon(programs: Path) -> Iterator[Docker]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        for line in Path("/proc/mounts").read_text().splitlines():
+            if (place := line.split()[1]).startswith(f"{folder}/"):  # its network namespace it leaves mounted
+                subprocess.run(["umount", "--lazy", place], check=False)
+        shutil.rmtree(folder)
 
 
 def import_registry(docker: Docker) -> None:
