@@ -51,6 +51,8 @@ def assemble(folder: Path, *, wheels: Path | None = None, criu: Path | None = No
             place = draft / target
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, place, follow_symlinks=not source.is_symlink())
+            if target.parts[0] == "bin":
+                place.chmod(0o755)  # an installer may not have kept it
         for parent, _, names in os.walk(draft):
             for name in names:
                 path = os.path.join(parent, name)

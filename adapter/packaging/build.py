@@ -158,7 +158,7 @@ def _packages(
 def _from(wanted: packages.Wanted) -> str:
     if wanted.is_offline:
         return f"from {' and '.join(str(folder) for folder in wanted.wheels)}, no index"
-    return "from its index" + (" and wheels" if wanted.wheels else "")
+    return "from the index" + (" and wheels" if wanted.wheels else "")
 
 
 def _shim(layers: Layers, environ: Mapping[str, str], say: Say) -> None:

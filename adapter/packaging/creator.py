@@ -6,6 +6,7 @@ Knows nothing of terminals: lines of the lifecycle go to whoever watches.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -255,15 +256,9 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
         options += ["--env", "CNB_EXPERIMENTAL_MODE=warn"]
         words += ["-layout", "-layout-dir=/gpufn-layout"]
     elif not request.publish:
-        if request.run_image:
-            engine.environment_of(request.run_image)  # the lifecycle looks for it in the engine, and pulls nothing
-        options += [
-            "--volume",
-            f"{engine.socket()}:/var/run/docker.sock",
-            "--env",
-            "DOCKER_HOST=unix:///var/run/docker.sock",
-        ]
-        words.append("-daemon")
+        more = _for_engine(engine, request)
+        words += more[0]
+        options += more[1]
     with engine.container(request.builder, [*words, request.image], options, environ) as container:
         engine.send(container, lambda stream: parts.archive(stream, root, ids))
         if request.layout is not None:
@@ -274,6 +269,20 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
                 container, f"/gpufn-layout/{layout_path(request.image)}", request.layout / layout_path(request.image)
             )
         return done
+
+
+def _for_engine(engine: _Engine, request: Request) -> tuple[list[str], list[str]]:
+    """The creator's words and the engine's options where the engine keeps the image.
+
+    Layers are kept in a volume of the image's name beside it, as pack does: to have one back out of an engine, all of
+    the image would have to be saved, and the lifecycle cannot. Without that volume, all layers are made anew.
+    """
+    if request.run_image:
+        engine.environment_of(request.run_image)  # the lifecycle looks for it in the engine, and pulls nothing
+    volume = f"gpufn-build-{hashlib.sha256(request.image.encode()).hexdigest()[:12]}"
+    words = ["-daemon", "-launch-cache=/gpufn-launch", *([] if engine.has_volume(volume) else ["-skip-restore"])]
+    options = ["--volume", f"{volume}:/gpufn-launch", "--volume", f"{engine.socket()}:/var/run/docker.sock"]
+    return words, [*options, "--env", "DOCKER_HOST=unix:///var/run/docker.sock"]
 
 
 def layout_path(image: str) -> PurePosixPath:
@@ -378,6 +387,10 @@ class _Engine:
             self._run("pull", "--quiet", image)
             said = self._run("image", "inspect", *form)
         return dict(entry.split("=", 1) for entry in json.loads(said) or [])
+
+    def has_volume(self, name: str) -> bool:
+        command = [self.name, "volume", "inspect", name]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
     def socket(self) -> str:
         """Where the engine listens, for the lifecycle to hand the image to."""
