@@ -62,15 +62,24 @@ def push_command(
     It belongs to the image's digest, not to its tag; weights that it needs go with it. The snapshot is memory: who may
     read the repository may read it. Credentials are those of `docker login` or `podman login`.
     """
+    store = Store(source or state_folder(state) / "snapshots")
+    rows = push_snapshots(store, _chosen(kept(store), which, image), image, level, plain_http=plain_http)
+    output.rows(rows, [*_COLUMNS_OF_TRANSFER, Column("SENT", "sent_bytes", format_size, right=True)], name="digest")
+    if output.for_people:
+        note(f"  next, on another machine: gpufn snapshot pull {image}")
+
+
+def push_snapshots(
+    store: Store, snapshot: Snapshot, image: str, level: int = 3, *, plain_http: bool = False
+) -> list[dict[str, object]]:
+    """Send a snapshot, and the weights that it needs, beside `image`; a row for each. Raises `AdapterError`."""
     from adapter.registry.push import push
 
-    store = Store(source or state_folder(state) / "snapshots")
-    snapshots = _with_needed(store, _chosen(kept(store), which, image))
+    rows: list[dict[str, object]] = []
     with _connected(image, plain_http) as (client, subject):
-        rows = []
-        for snapshot in snapshots:
-            with _meter(f"Push {snapshot.kind} {snapshot.key}") as on_progress:
-                pushed = push(client, subject, snapshot, level=level, on_progress=on_progress)
+        for item in _with_needed(store, snapshot):
+            with _meter(f"Push {item.kind} {item.key}") as on_progress:
+                pushed = push(client, subject, item, level=level, on_progress=on_progress)
             rows.append(
                 {
                     "image": f"{client.reference.host}/{client.reference.repository}",
@@ -83,9 +92,7 @@ def push_command(
                     "sent_bytes": pushed.sent_bytes,
                 }
             )
-    output.rows(rows, [*_COLUMNS_OF_TRANSFER, Column("SENT", "sent_bytes", format_size, right=True)], name="digest")
-    if output.for_people:
-        note(f"  next, on another machine: gpufn snapshot pull {image}")
+    return rows
 
 
 @click.command("pull")

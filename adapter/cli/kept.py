@@ -125,10 +125,15 @@ def remove(items: Sequence[Kept]) -> None:
 def _look(path: Path, mapped: set[Path]) -> Kept:
     damage, snapshot = "", None
     try:
-        snapshot = read_snapshot(path)
+        snapshot = read_snapshot(path, owner=_owner(path))
     except SnapshotError as error:
         damage = f"{error.message} {error.why}".strip()
     return Kept(path, snapshot, damage, path in mapped, snapshot.size_bytes if snapshot else _size_bytes(path))
+
+
+def _owner(path: Path) -> int | None:
+    """Whose it should be, where we look and do not restore: root sees those of containers' users too."""
+    return path.parent.stat().st_uid if os.geteuid() == 0 else None
 
 
 def _created_at_ns(item: Kept) -> int:

@@ -29,7 +29,7 @@ from adapter.cli.run import deployment_of, function_options, open_host
 from adapter.cli.scope import Scope, namespace_option, scope_options, split_name
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt
-from adapter.snapshot.store import Store, verify
+from adapter.snapshot.store import Snapshot, Store, compare
 from adapter.units import format_duration, format_size, parse_duration_s
 
 _EMPTY = "They are taken after a function's first start, or by: gpufn snapshot create FOLDER"
@@ -84,7 +84,7 @@ def inspect_command(
             hint=f"Remove it with: gpufn snapshot prune {item.function}",
         )
     if verifies:
-        verify(item.snapshot, always=True)
+        compare(item.snapshot)
     facts = {
         **item.to_json(),
         "identity": item.snapshot.identity,
@@ -142,12 +142,16 @@ def prune_command(
 @command.command("create")
 @click.argument("what", metavar="[FOLDER|IMAGE]", default=".")
 @click.option("--name", default="", help="The function that an image will be. Default: the image's own name.")
+@click.option("--push", is_flag=True, help="Then put an image's snapshot beside it in the registry.")
+@artifact.plain_http_option
 @function_options
 @namespace_option
 @single_output_options
 def create_command(
     what: str,
     name: str,
+    push: bool,
+    plain_http: bool,
     variables: tuple[str, ...],
     python: Path | None,
     envs: Path | None,
@@ -160,23 +164,37 @@ def create_command(
     It is loaded as `gpufn up` loads it, with the same name, settings and environment; what it prints comes to
     standard error. Variables count where `gpufn.toml` lists them under [snapshot] env.
 
-    With the name of an IMAGE it is run once in a container that serves nobody, has no network and sees no secret.
+    With the name of an IMAGE it is run once in a container that serves nobody, has no network and sees no secret;
+    --push shares the snapshot: it is the memory of the function, and who may read the repository may read it.
     """
     os.umask(0o077)
     folder, where = Path(what), state_folder(state)
     if folder.exists() or what.startswith((".", "/")):
         _require_folder(folder)
+        if push:
+            raise click.UsageError("Only the snapshot of an image can be pushed.")
         result = asyncio.run(_create(folder.resolve(), variables, namespace, where, envs, python))
     else:
         from adapter.cli.image_snapshot import create_from_image
 
         result = asyncio.run(create_from_image(what, name, namespace, variables, where))
+        if push:
+            store = Store(where / "snapshots")
+            result["pushed"] = artifact.push_snapshots(
+                store, _newest(store, result["key"]), what, plain_http=plain_http
+            )
     if not output.for_people:
         output.value(result)
         return
     size, seconds = format_size(result["bytes"]), format_duration(result["seconds"])
     click.echo(f"✓ {result['function']}.{namespace} has a snapshot: {result['key']}, {size}, taken in {seconds}")
-    note(f"  next: gpufn snapshot inspect {result['key']}")
+    if not push:
+        note(f"  next: gpufn snapshot inspect {result['key']}")
+
+
+def _newest(store: Store, key: str) -> Snapshot:
+    """The process snapshot of that key, which has just been taken."""
+    return next(item.snapshot for item in kept(store) if item.snapshot is not None and item.key == key)
 
 
 def _require_folder(folder: Path) -> None:

@@ -319,7 +319,8 @@ class ContainerHost:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0 and not _is_root(image):
             user, group = await self._user_of(image)
-            os.chown(folder, user, group)
+            for path in (folder, *folder.rglob("*")):  # what was pulled is root's until now
+                os.chown(path, user, group, follow_symlinks=False)
         return _mount(folder, f"{SNAPSHOT_PATH}/{place}")
 
     async def _user_of(self, image: Image) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt
-from adapter.snapshot.store import MANIFEST, VERIFIED, Store, read_snapshot, verify
+from adapter.snapshot.store import MANIFEST, VERIFIED, Store, compare, read_snapshot, verify
 
 IDENTITY = {"code": "a", "kernel": "6"}
 
@@ -282,3 +282,14 @@ def test_numbers_beyond_all_bounds_are_refused(store):
     (folder / MANIFEST).write_text(manifest.replace('"created_at_ns": ', '"created_at_ns": 1e999, "x": '))
     with pytest.raises(SnapshotCorrupt):
         find(store)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_looks_at_what_belongs_to_another_user_and_trusts_it_no_more_than_before(store):
+    snapshot = publish(store)
+    for path in (snapshot.path, *snapshot.path.rglob("*")):
+        os.chown(path, 1000, 1000)
+    with pytest.raises(SnapshotCorrupt, match="belongs to user 1000"):
+        read_snapshot(snapshot.path)
+    compare(read_snapshot(snapshot.path, owner=1000))
+    assert {path.stat().st_uid for path in snapshot.path.rglob("*")} == {1000}
