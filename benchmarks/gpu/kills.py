@@ -41,6 +41,9 @@ def run(bench: Bench) -> Iterable[Bar]:
                 if bench.left_s() > END_S:
                     kills.one(victim, wake_s * number / moments)
         leaked = left_behind(session, NAMES, used)
+    missed = set(VICTIMS) - set(kills.killed)
+    if missed:  # then nothing that is counted below could be anything but good
+        raise RuntimeError(f"never met, so never killed: {', '.join(sorted(missed))}")
     facts = {"wake_s": round(wake_s, 4), "killed": dict(kills.killed), "told": kills.told}
     yield Bar.of("gpu_kills_lost", len(kills.lost), "requests", [facts, *kills.lost])
     yield Bar.of("gpu_kills_longest_s", max(kills.seconds.values(), default=0), "s", [kills.seconds])

@@ -4,13 +4,18 @@ import importlib
 import json
 import os
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import __main__ as runner, bench as bench_module, llama, park
+from adapter.gpu.client import start_helper
+from adapter.gpu.wire import Operation
+from benchmarks.gpu import __main__ as runner, bench as bench_module, kills, llama, park
 from benchmarks.gpu.__main__ import PARTS, Outcome, heard, outcome_of
 from benchmarks.gpu.bench import GB, MIB, Bench, label
 from benchmarks.results_file import WANTED, Bar
+from benchmarks.session import Answer
 from tests.conftest import has_gpu
 
 LOST = Bar.of("gpu_turns_lost", 0, "requests")
@@ -128,6 +133,34 @@ def test_a_process_that_does_not_come_up_is_no_measurement(monkeypatch):
     monkeypatch.setattr(park.sys, "executable", "false")
     with pytest.raises(RuntimeError, match="did not come up"), park.holder(MIB):
         pass
+
+
+@pytest.mark.gpu
+def test_a_process_whose_part_was_killed_ends_though_it_is_parked(simulated, monkeypatch, tmp_path):
+    monkeypatch.setenv("LD_LIBRARY_PATH", simulated.search_path)
+    with park.holder(MIB) as process, start_helper(str(tmp_path / "h")) as helper, helper.connect() as client:
+        pidfd = os.pidfd_open(process.pid)
+        assert client.ask(Operation.PARK, pidfd).error is None
+        os.close(pidfd)
+        process.stdin.close()
+        assert process.wait(60) == 0
+        process.stdin = None
+
+
+@pytest.mark.parametrize("met", [(), ("helper", "parking")])
+def test_kills_that_met_nobody_are_no_result(tmp_path, monkeypatch, met):
+    """Without it nothing would be lost or leak, and every bar hold."""
+    ended = []
+    answer = Answer(200, b'{"whole": true}', None, 0.0, 0.0)
+    session = SimpleNamespace(pid=0, call=lambda name, timeout_s: answer)
+    monkeypatch.setattr(kills, "memory_bytes", lambda: (GB, GB))
+    monkeypatch.setattr(kills, "sharing", lambda bench, names: nullcontext(session))
+    monkeypatch.setattr(kills, "left_behind", lambda *_: [])
+    monkeypatch.setattr(kills, "victims", lambda _, kind: [0] if kind in met else [])
+    monkeypatch.setattr(kills.os, "kill", lambda pid, number: ended.append(pid))
+    with pytest.raises(RuntimeError, match=r"never killed: .*waking"):
+        list(kills.run(Bench(tmp_path, simulated=True)))
+    assert bool(ended) is bool(met)
 
 
 # The Llama --------------------------------------------------------------------------------------
