@@ -1,3 +1,4 @@
+#!/bin/sh
 # Packages of a newer Debian, fetched and unpacked without installing anything. Sourced by the scripts beside it.
 # shellcheck shell=sh
 

@@ -103,6 +103,8 @@ def _setting(item):
         return st.sampled_from(["held", "asked"])
     if item.name == "snapshot_by":
         return st.sampled_from(["replica", "host"])
+    if item.name == "port":
+        return st.integers(0, 65535)
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
