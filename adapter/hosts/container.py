@@ -33,6 +33,7 @@ from typing import Any, TextIO
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
 from adapter.files import write_whole
 from adapter.hosts import Deployment, EventSink, Inventory
+from adapter.hosts.artifacts import fetch_snapshots
 from adapter.hosts.container_replica import ContainerReplica, Line
 from adapter.hosts.criu import lend
 from adapter.hosts.engine import Engine, Image
@@ -84,6 +85,7 @@ class ContainerHost:
         self._replicas: dict[str, ContainerReplica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshotting: set[str] = set()
+        self._fetched: set[tuple[str, str]] = set()
         self._gives_rights = True
         self._podman = False
         self._lent: Path | None = None
@@ -167,6 +169,20 @@ class ContainerHost:
     async def prepare(self, deployment: Deployment) -> None:
         check_deployment(deployment)
         await self.look(deployment.image)
+        await self._fetch_snapshots(deployment)
+
+    async def _fetch_snapshots(self, deployment: Deployment) -> None:
+        """Of exactly this image, from the registry that it came from; once in our life for each function."""
+        wanted = (deployment.key, self._images[deployment.image].id)
+        name = deployment.image.partition("@")[0]
+        origins = self._images[deployment.image].origins
+        origin = next((text for text in origins if name.startswith(text.partition("@")[0])), "")
+        if not origin or not self._gives_rights or deployment.spec.process_snapshot == "off" or wanted in self._fetched:
+            return
+        self._fetched.add(wanted)
+        found = await fetch_snapshots(origin, self._snapshots, deployment.key, deployment.spec.tenant)
+        if found:
+            logger.info("snapshots are here", extra={"fields": {"function": deployment.key, "image": origin}})
 
     # Replicas -----------------------------------------------------------------------------------
 

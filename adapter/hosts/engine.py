@@ -40,6 +40,8 @@ class Image:
     labels: dict[str, str]
     user: str
     environment: dict[str, str]
+    origins: tuple[str, ...] = ()
+    """Names by which it can be fetched again: ``registry/repository@sha256:…``."""
 
 
 def socket_path(environ: Mapping[str, str] = os.environ) -> str:
@@ -105,7 +107,8 @@ class Engine:
         config = said.get("Config") or {}
         pairs = (text.partition("=") for text in config.get("Env") or [])
         environment = {name: value for name, _, value in pairs}
-        return Image(str(said["Id"]), dict(config.get("Labels") or {}), str(config.get("User") or ""), environment)
+        labels, origins = dict(config.get("Labels") or {}), tuple(map(str, said.get("RepoDigests") or ()))
+        return Image(str(said["Id"]), labels, str(config.get("User") or ""), environment, origins)
 
     async def pull(self, reference: str) -> None:
         """From its registry, with nobody's credentials. Raises `NotFound` with the registry's words."""

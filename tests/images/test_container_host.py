@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from adapter.cli.main import run as command_line
 from adapter.errors import AdapterError
 from adapter.hosts.container import CONTRACT_LABEL, ContainerHost
 from adapter.hosts.engine import Engine
@@ -144,6 +146,30 @@ def test_it_is_dumped_where_nobody_is_served_and_restored_under_the_profile(tmp_
     run(keep())
     assert said["rights"] == ["0000000000000000", "0000000000000000", "2"]
     assert said["said"] == ["Operation not permitted"] * 3
+
+
+def test_an_empty_node_restores_from_the_registry(tmp_path, docker, engine, images, network, registry, capsys):
+    """Taken and pushed on one node; another deploys the same image, and its first start restores."""
+    image = f"{registry}/probe:1"
+    docker("tag", images["probe"], image)
+    docker("push", "--quiet", image)
+    environment = {"DOCKER_HOST": docker.host, "REGISTRY_AUTH_FILE": str(tmp_path / "none.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        words = ["snapshot", "create", image, "--push", "--state", str(tmp_path / "one"), "-o", "json"]
+        assert command_line(words) == 0, capsys.readouterr().err
+
+        async def scenario():
+            async with opened(tmp_path / "two", engine, network) as host:
+                wanted = dataclasses.replace(function(image, snapshot="auto"), name="probe")
+                await host.prepare(wanted)
+                listener = Listener()
+                await ask(await host.start(wanted, listener))
+                started = await listener.heard(EventName.STARTED)
+                assert _rung(started) == "restore", started.fields["record"]["skipped"]
+
+        run(scenario())
 
 
 def test_no_dump_under_the_profile_and_the_reason_is_said(tmp_path, engine, images, network, monkeypatch):
