@@ -54,7 +54,7 @@ _PARK_AGAIN_S, _PARK_TRIES = 0.05, 20
 _NOT_LAUNCHED = "start-failed"
 
 _NOT_ITS_FAULT = frozenset(
-    {_NOT_LAUNCHED, launch.NO_RIGHTS}
+    {_NOT_LAUNCHED, launch.NO_RIGHTS, launch.NO_CRIU}
     | {"gpu-out-of-memory", "out-of-host-memory", "helper-died", "helper-timeout"}  # of the machine, as it was then
 )
 """Failures after which a snapshot is kept."""

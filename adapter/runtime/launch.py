@@ -25,6 +25,7 @@ from adapter.snapshot.store import Snapshot
 _FIRST_INHERITED = 20
 """CRIU gets the pipes of the process it restores from this descriptor on, clear of its own."""
 
+NO_CRIU = "criu-missing"
 NO_RIGHTS = "no-rights"
 """Code of a restore that was not tried: nothing is wrong with the snapshot."""
 
@@ -96,8 +97,7 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
     why_not = why_no_restore(facts.rights)
     if why_not:
         raise SnapshotError("It cannot be restored with the rights of this process.", why=why_not, code=NO_RIGHTS)
-    if facts.criu not in candidates(environ):
-        raise SnapshotError("Its CRIU is not here any more.", why=f"It was taken with {facts.criu}.", code="criu-moved")
+    criu = _criu_for(facts, environ)
     images = snapshot.path / "images"
     memory = open_memory(images)
     orders_r, orders_w = _orders_pipe()
@@ -108,7 +108,7 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
         inherited[first + 4] = memory
     log = runtime_dir / "restore.log"
     command = restore_command(
-        facts.criu, images, facts.pipes, range(first, first + 4), first + 4 if memory >= 0 else -1, log=log
+        criu, images, facts.pipes, range(first, first + 4), first + 4 if memory >= 0 else -1, log=log
     )
     try:
         environment = restore_environment(base_environment(environ), images)
@@ -121,6 +121,14 @@ def restore_model(snapshot: Snapshot, runtime_dir: Path, environ: Mapping[str, s
         for descriptor in (orders_r, status_w, *([memory] if memory >= 0 else [])):
             os.close(descriptor)
     return Launched(pid, orders_w, status_r, criu=True, log=log)
+
+
+def _criu_for(facts: ProcessFacts, environ: Mapping[str, str]) -> str:
+    """The one that dumped it where that is ours too, else ours: on another node it lies at another place."""
+    ours = candidates(environ)
+    if not ours:
+        raise SnapshotError("There is no CRIU here.", why=f"It was taken with {facts.criu}.", code=NO_CRIU)
+    return facts.criu if facts.criu in ours else ours[0]
 
 
 def _orders_pipe() -> tuple[int, int]:

@@ -11,6 +11,7 @@ import pytest
 from adapter.cli.buildpack import private_criu
 from adapter.cli.main import run as gpufn
 from adapter.packaging.creator import layout_path
+from tests.images.restores import answers_the_same_after_a_kill
 
 SHIM = ("flask", "gunicorn", "werkzeug", "jinja2", "markupsafe", "itsdangerous", "click", "blinker")
 
@@ -43,7 +44,6 @@ def build(docker, build_image, run_image, monkeypatch, capfd):
 
 def copy_of(folder: Path, target: Path) -> Path:
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__"))
-    (target / "requirements-nodeps.txt").unlink(missing_ok=True)  # other functions' weights
     return target
 
 
@@ -71,7 +71,7 @@ def test_echo_is_built_into_a_layout_without_any_registry_for_it(build, reposito
 
 
 def test_embed_answers_its_example_and_a_change_of_code_makes_the_application_only(
-    build, repository, registry, wheels, tmp_path, start_container
+    docker, build, repository, registry, wheels, tmp_path, start_container
 ):
     folder = copy_of(repository / "functions" / "embed", tmp_path / "embed")
     options = ("--publish", "--wheels", str(wheels), "--env", "BP_GPUFN_FROM_BASE=torch")
@@ -93,8 +93,10 @@ def test_embed_answers_its_example_and_a_change_of_code_makes_the_application_on
     container.wait_until_ready()
     answer = container.ask("/", request)
     assert answer.status == 200
-    vectors, expected = answer.json()["embeddings"], response["json"]["embeddings"]  # type: ignore[index]
-    assert vectors[0] == pytest.approx(expected[0], abs=1e-3)
+    expected = response["json"]["embeddings"]  # type: ignore[index]
+    assert answer.json()["embeddings"][0] == pytest.approx(expected[0], abs=1e-3)
+    restored = answers_the_same_after_a_kill(docker, f"{registry}/team/embed", request, tmp_path / "state")
+    assert json.loads(restored)["embeddings"][0] == pytest.approx(expected[0], abs=1e-3)
 
 
 def test_two_builds_of_one_input_have_the_same_digest(build, repository, registry, shim_wheels, tmp_path):

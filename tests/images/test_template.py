@@ -13,6 +13,7 @@ from adapter.runtime.examples import load_examples
 from tests.images import wheels as wheel_folder
 from tests.images.conftest import CACHE
 from tests.images.containers import DockerFailed
+from tests.images.restores import answers_the_same_after_a_kill
 from tests.images.template import shrink_wrapped
 
 SITE = "/venv/lib/python3.13/site-packages"
@@ -168,12 +169,12 @@ def test_a_package_that_is_not_to_be_had_is_named(build, shim_wheels, tmp_path):
 
 
 def test_embed_answers_its_examples_and_its_torch_is_the_base_images(
-    build, wheels, repository, start_container, tmp_path
+    docker, build, wheels, repository, start_container, tmp_path
 ):
     folder = tmp_path / "embed"
     shutil.copytree(repository / "functions" / "embed", folder)
-    (folder / "requirements-nodeps.txt").unlink()  # of functions that share its environment under `gpufn up`
-    container = start_container(build("embed", folder, wheels, FROM_BASE="torch", TEST_ENABLED="false"))
+    image = build("embed", folder, wheels, FROM_BASE="torch", TEST_ENABLED="false")
+    container = start_container(image)
     container.wait_until_ready()
     for example in load_examples(folder):
         answer = container.ask(example.path, example.body, method=example.method, headers=example.headers)
@@ -181,3 +182,6 @@ def test_embed_answers_its_examples_and_its_torch_is_the_base_images(
     where = container.execute("python", "-c", "import torch; print(torch.__file__)")
     assert where.startswith("/usr/lib/python3/")
     assert json.loads(container.logs().splitlines()[0])["event"] == "listening"
+    [example] = load_examples(folder)
+    answer = answers_the_same_after_a_kill(docker, image, example.body, tmp_path / "state")
+    assert example.check(200, {"Content-Type": "application/json"}, answer) == ""
