@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapter.hosts.criu import lend
+from adapter.keys import SNAPSHOT_PATH
 from benchmarks.results_file import Bar
 from tests.images import machine, wheels
 from tests.images.containers import Docker
@@ -78,6 +80,10 @@ class _Laboratory:
         return self.folder / FUNCTION
 
     @property
+    def criu(self) -> Path:
+        return self.folder / "lent-criu"
+
+    @property
     def state(self) -> Path:
         return self.folder / "state"
 
@@ -94,6 +100,9 @@ def _laboratory() -> Iterator[_Laboratory]:
             REPOSITORY, "base-image.sh", "--with", "python3-torch", "--lifecycle", str(CACHE / "lifecycle"),
             "--to", f"docker://{registry}/base", str(folder / "base"),
         )  # fmt: skip
+        why_not = lend(folder / "lent-criu")
+        if why_not:
+            raise SystemExit(f"no CRIU for containers: {why_not}")
         shutil.copytree(REPOSITORY / "functions" / FUNCTION, folder / FUNCTION)
         asked = (folder / FUNCTION / "requirements.txt").read_text()
         found = wheels.fetch(CACHE, f"{asked}\nflask\ngunicorn\n", REPOSITORY / "requirements-dev.lock")
@@ -224,10 +233,14 @@ def _first_answer(lab: _Laboratory, image: str, snapshots: Path | None, *, rung:
         port = probe.getsockname()[1]
     words = ["--env", f"PORT={port}", "--env", "GPUFN_METRICS_PORT=0", "--env", f"GPUFN_FUNCTION={FUNCTION}"]
     if snapshots is not None:
-        # As the container host does: the one right that a restore needs, under our profile.
+        # As the container host does: the one right that a restore needs, in the file of a CRIU that it lends to the
+        # image's ordinary user, under our profile; and the function's own folder of snapshots.
         profile = REPOSITORY / "adapter" / "hosts" / "seccomp.json"
         words += ["--cap-drop", "ALL", "--cap-add", "CHECKPOINT_RESTORE", "--security-opt", f"seccomp={profile}"]
-        words += ["--volume", f"{snapshots}:/var/lib/gpufn/snapshots"]
+        place = f"default/{FUNCTION}.openfaas-fn"
+        words += ["--volume", f"{snapshots}/{place}:{SNAPSHOT_PATH}/{place}"]
+        words += ["--volume", f"{lab.criu}:/opt/gpufn/lent-criu:ro", "--env", "GPUFN_CRIU=/opt/gpufn/lent-criu/criu"]
+        words += ["--env", f"GPUFN_SNAPSHOT_DIR={SNAPSHOT_PATH}", "--env", "GPUFN_SNAPSHOT_BY=host"]
     example = json.loads(next((lab.function / "examples").glob("*.json")).read_text())
     started = began or time.monotonic()
     lab.docker("run", "--detach", "--network", "host", "--name", name, *words, image)
