@@ -68,6 +68,8 @@ def test_echo_is_built_into_a_layout_without_any_registry_for_it(build, reposito
     place = layout / layout_path("team/echo")
     manifest = json.loads((place / "index.json").read_text())["manifests"][0]
     assert (place / "blobs" / manifest["digest"].replace(":", "/")).is_file()
+    again = build(folder, "team/echo", "--layout", str(layout), "--wheels", str(shim_wheels))
+    assert all(row["is_reused"] for row in again.values())
 
 
 def test_embed_answers_its_example_and_a_change_of_code_makes_the_application_only(
