@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapter.cli.output import progress
 from adapter.errors import ConfigError
+from adapter.files import remove_tree
 from adapter.hosts import Deployment
 from adapter.spec import parse_spec
 
@@ -31,7 +31,7 @@ async def create_from_image(
 ) -> dict[str, Any]:
     """Take the snapshots of `image` as the function `name` into the state folder. Raises `AdapterError`.
 
-    Returns ``{"function", "namespace", "image", "key", "bytes", "copied_bytes", "seconds"}``.
+    `image` in its result names the digest that ran, where it came from a registry. Returns ``{"function", "namespace", "image", "key", "bytes", "copied_bytes", "seconds"}``.
     """
     from adapter.hosts.container import ContainerHost
     from adapter.hosts.engine import Engine, socket_path
@@ -51,11 +51,11 @@ async def create_from_image(
         with progress("Image"):
             await host.look(image)
         with progress("Snapshot"):
-            names = {"function": name, "namespace": namespace, "image": image}
+            names = {"function": name, "namespace": namespace, "image": host.origin(image) or image}
             return {**names, **await host.take_snapshot(_deployment(host, image, name, namespace, variables))}
     finally:
         await host.close()
-        shutil.rmtree(home, ignore_errors=True)
+        remove_tree(home)
         with suppress(OSError):  # others run beside us
             home.parent.rmdir()
 

@@ -143,10 +143,11 @@ def _created_at_ns(item: Kept) -> int:
 def _size_bytes(folder: Path) -> int:
     """Bytes on the disk of whatever is there; links are not followed."""
     total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # it went meanwhile
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    with suppress(RecursionError):  # somebody's prank: what was seen until then
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):  # it went meanwhile
+                    total += os.lstat(os.path.join(parent, name)).st_blocks * 512
     return total
 
 
@@ -156,9 +157,10 @@ def _mapped_below(root: Path) -> set[Path]:
     By inode and the path's end: a replica's mount namespace, or a chroot, may show another beginning.
     """
     files = {}
-    for path in root.glob("*/*/*-*/**/*"):
-        with suppress(OSError):  # it went meanwhile
-            files[str(os.lstat(path).st_ino)] = path.relative_to(root)
+    for pattern in ("*/*/*-*/*", "*/*/*-*/*/*"):  # a snapshot's files are no deeper
+        for path in root.glob(pattern):
+            with suppress(OSError):  # it went meanwhile
+                files[str(os.lstat(path).st_ino)] = path.relative_to(root)
     mapped = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # ended meanwhile, or another user's

@@ -181,7 +181,7 @@ def create_command(
         if push:
             store = Store(where / "snapshots")
             result["pushed"] = artifact.push_snapshots(
-                store, _newest(store, result["key"]), what, plain_http=plain_http
+                store, _newest(store, result["key"]), result["image"], plain_http=plain_http
             )
     if not output.for_people:
         output.value(result)

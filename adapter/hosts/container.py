@@ -23,15 +23,15 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
-from adapter.files import write_whole
+from adapter.files import remove_tree, write_whole
 from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.artifacts import fetch_snapshots
 from adapter.hosts.container_replica import ContainerReplica, Line
@@ -60,6 +60,7 @@ _FOLDER = "/run/gpufn"
 """Where a container sees its own folder of ours."""
 _LENT_CRIU = "/opt/gpufn/lent-criu"
 _CLOSE_GRACE_S = 10.0
+_RESULT_LIMIT_BYTES = 2**16
 _IMAGE_SAYS = frozenset({"folder", "python", "weights_dir", "verify_weights", "runtime_dir", "listen_fd", "events_fd",
                          "commands_fd", "gpu_helper", "gpu_capabilities"})  # fmt: skip
 """Settings that a container has from its image, or needs none of."""
@@ -132,7 +133,7 @@ class ContainerHost:
             logger.warning("removed a container that a former gpufn left", extra={"fields": {"id": container[:12]}})
             await self._engine.remove(container)
         for home in (self._state / "replicas").glob("*"):
-            shutil.rmtree(home, ignore_errors=True)
+            remove_tree(home)
 
     async def _lend_criu(self) -> None:
         folder = self._state / "criu"
@@ -144,17 +145,36 @@ class ContainerHost:
     # Images -------------------------------------------------------------------------------------
 
     async def look(self, reference: str) -> None:
-        """Find out what an image says of itself; it is fetched where it is not here.
+        """Find out what an image says of itself: the one that its registry has now under that name.
 
         Raises `NotFound` where there is no such image, `ConfigError` where it is no function's of ours.
         """
-        try:
-            image = await self._engine.image(reference)
-        except NotFound:
-            await self._engine.pull(reference)
-            image = await self._engine.image(reference)
+        image = await self._latest(reference)
         _config_of(reference, image)
         self._images[reference] = image
+
+    async def _latest(self, reference: str) -> Image:
+        """A tag may have moved since the engine fetched it. What was made here, and what a digest names, stays."""
+        try:
+            here = await self._engine.image(reference)
+        except NotFound:
+            await self._engine.pull(reference)
+            return await self._engine.image(reference)
+        if not here.origins or "@" in reference:
+            return here
+        try:
+            await self._engine.pull(reference)
+        except AdapterError as error:
+            fields = {"image": reference, "why": error.why or error.message}
+            logger.warning("its registry was not asked: the image that is here is used", extra={"fields": fields})
+            return here
+        return await self._engine.image(reference)
+
+    def origin(self, reference: str) -> str:
+        """Registry, repository and digest of the image that was looked at; empty where it came from none."""
+        name = reference.partition("@")[0]
+        origins = self._images[reference].origins
+        return next((text for text in origins if name.startswith(text.partition("@")[0])), "")
 
     def config(self, reference: str) -> tuple[dict[str, Any], str]:
         """The tables of the `gpufn.toml` that an image carries, and what to call them. Raises `NotFound`."""
@@ -174,9 +194,7 @@ class ContainerHost:
     async def _fetch_snapshots(self, deployment: Deployment) -> None:
         """Of exactly this image, from the registry that it came from; once in our life for each function."""
         wanted = (deployment.key, self._images[deployment.image].id)
-        name = deployment.image.partition("@")[0]
-        origins = self._images[deployment.image].origins
-        origin = next((text for text in origins if name.startswith(text.partition("@")[0])), "")
+        origin = self.origin(deployment.image)
         if not origin or not self._gives_rights or deployment.spec.process_snapshot == "off" or wanted in self._fetched:
             return
         self._fetched.add(wanted)
@@ -203,7 +221,7 @@ class ContainerHost:
         except BaseException:
             listener.close()
             line.close()
-            shutil.rmtree(home, ignore_errors=True)
+            remove_tree(home)
             raise
         log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
         replica = ContainerReplica(
@@ -318,7 +336,7 @@ class ContainerHost:
 
     async def _mounts(self, deployment: Deployment, image: Image, home: Path) -> list[dict[str, Any]]:
         """What every container of a function sees of ours."""
-        mounts = [_mount(home / "line", _FOLDER), await self._show_snapshots(deployment, image)]
+        mounts = [_mount(home / "line", _FOLDER, read_only=True), await self._show_snapshots(deployment, image)]
         if self._lends_criu(image):
             assert self._lent is not None
             mounts.append(_mount(self._lent, _LENT_CRIU, read_only=True))
@@ -335,8 +353,7 @@ class ContainerHost:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0 and not _is_root(image):
             user, group = await self._user_of(image)
-            for path in (folder, *folder.rglob("*")):  # what was pulled is root's until now
-                os.chown(path, user, group, follow_symlinks=False)
+            await asyncio.to_thread(_give_to, folder, user, group)  # what was pulled is root's until now
         return _mount(folder, f"{SNAPSHOT_PATH}/{place}")
 
     async def _user_of(self, image: Image) -> tuple[int, int]:
@@ -418,7 +435,7 @@ class ContainerHost:
                 await self._engine.remove(container)
         finally:
             line.close()
-            shutil.rmtree(home, ignore_errors=True)
+            remove_tree(home)
 
     async def _follow_snapshotter(
         self, deployment: Deployment, identity: str, container: str, line: Line, orders: Mapping[str, str]
@@ -433,7 +450,7 @@ class ContainerHost:
             await line.give_orders(orders)
             said = b""
             while data := await line.read():
-                said += data
+                said = (said + data)[-_RESULT_LIMIT_BYTES:]
             return said
 
         async with self._engine.output(container) as output:
@@ -506,6 +523,16 @@ def _config_of(reference: str, image: Image) -> dict[str, Any]:
 def _said(settings: ReplicaSettings) -> dict[str, str]:
     names = {name for name in ReplicaSettings.__dataclass_fields__ if name not in _IMAGE_SAYS}
     return settings.to_env(names)
+
+
+def _give_to(folder: Path, user: int, group: int) -> None:
+    """By descriptors: whoever lives in there may put a link in the place of a folder meanwhile, and take away files."""
+    os.chown(folder, user, group)
+    with suppress(RecursionError):  # no snapshot is nested so deeply: that is its user's own doing
+        for _, folders, names, here in os.fwalk(folder):
+            for name in (*folders, *names):
+                with suppress(FileNotFoundError):
+                    os.chown(name, user, group, dir_fd=here, follow_symlinks=False)
 
 
 def _is_root(image: Image) -> bool:

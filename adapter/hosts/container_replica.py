@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import AdapterError
+from adapter.files import remove_tree
 from adapter.hosts import Deployment, EventSink, ReplicaState
 from adapter.hosts.engine import Engine
 from adapter.hosts.followed import FollowedReplica
@@ -52,11 +52,10 @@ class Line:
         """Once it has connected, which may take until its interpreter is up. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         self._connection, _ = await loop.sock_accept(self._listener)
-        self._connection.setblocking(True)  # orders are smaller than the socket's buffer
+        self._connection.setblocking(False)
         data = json.dumps(dict(environment)).encode() + b"\n"
         sent = socket.send_fds(self._connection, [data], [listener.fileno()] if listener else [])
-        self._connection.sendall(data[sent:])
-        self._connection.setblocking(False)
+        await loop.sock_sendall(self._connection, data[sent:])
 
     async def read(self) -> bytes:
         """What it says next; empty at its end."""
@@ -152,7 +151,7 @@ class ContainerReplica(FollowedReplica):
             self._line.close()
             with suppress(AdapterError):
                 await self._engine.remove(self.container)
-            shutil.rmtree(self._home, ignore_errors=True)
+            remove_tree(self._home)
         self._on_ended(self)
         self._is_gone()
         self._tell_end(code, why)

@@ -78,7 +78,7 @@ _NEW_NAMESPACES = 0x7E020000
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 """Of `personality`: Linux, with 2.6's version numbers, and to ask. None turns address randomisation off."""
 
-_AF_VSOCK, _AF_ALG = 40, 38
+_AF_VSOCK, _AF_ALG, _AF_MAX = 40, 38, 46
 
 
 def profile() -> dict[str, Any]:
@@ -115,12 +115,9 @@ def profile() -> dict[str, Any]:
 
 
 def _sockets() -> list[tuple[dict[str, Any], ...]]:
-    """Families below the first of the two, between them, and above: a rule cannot say "neither"."""
-    return [
-        (_arg(0, "LT", _AF_ALG),),
-        (_arg(0, "EQ", _AF_ALG + 1),),
-        (_arg(0, "GT", _AF_VSOCK),),
-    ]
+    """Each family but the two: a rule cannot say "neither", and the kernel looks at 32 bits of the argument."""
+    families = [number for number in range(_AF_MAX) if number not in (_AF_ALG, _AF_VSOCK)]
+    return [(_arg(0, "MASKED_EQ", 0xFFFFFFFF, number),) for number in families]
 
 
 def _allow(names: list[str], comment: str, *args: dict[str, Any]) -> dict[str, Any]:

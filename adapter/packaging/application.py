@@ -61,7 +61,11 @@ def _fits(path: PurePosixPath, pattern: str) -> bool:
 def read_ignore(app: Path) -> Ignore:
     """The patterns of the folder: ours, and those of its `.gpufnignore`, a line each. Raises `ConfigError`."""
     try:
-        text = (app / IGNORE_FILE).read_text(encoding="utf-8")
+        fd = os.open(app / IGNORE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, encoding="utf-8") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError("it is no file")
+            text = file.read()
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as exc:

@@ -199,7 +199,7 @@ class _Pip:
         errors = [line for line in words.splitlines() if line.startswith("ERROR:")]
         text = _last("\n".join(errors) or words, _LAST_WORDS) or f"pip ended with code {code}."
         line = self._wanted.requirements.line_of("\n".join(errors) or words)
-        where = f"Mend {line}" if line else f"Mend {REQUIREMENTS_FILE}"
+        where = without_credentials(f"Mend {line}") if line else f"Mend {REQUIREMENTS_FILE}"
         wheels = f", or put what is missing into {self._wanted.wheels[0]}" if self._wanted.is_offline else ""
         return ConfigError(
             "The requirements of the function cannot be installed.",

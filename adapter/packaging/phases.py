@@ -50,6 +50,15 @@ def run(phase: str) -> int:
     except AdapterError as error:
         print(error.to_text(), file=sys.stderr, flush=True)  # noqa: T201
         return error.exit_code
+    except RecursionError:
+        text = ConfigError(
+            "The folder is nested too deeply.",
+            why="It has folders in folders beyond what Python can follow, about a thousand.",
+            hint="Leave out what made them: a list of patterns goes into .gpufnignore, before the build.",
+            code="too-deep",
+        ).to_text()
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        return 1
     except OSError as error:
         text = ConfigError(
             f"The {phase} phase could not go on.",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import SnapshotCorrupt
+from adapter.files import open_below
 from adapter.registry.client import MANIFEST_TYPE, Descriptor
 from adapter.snapshot.identity import MACHINE_FIELDS, Identity, key_of
 from adapter.snapshot.store import FORMAT, Snapshot
@@ -100,7 +101,7 @@ def plan(folder: Path, names: Sequence[str]) -> list[Chunk]:
     extents: list[Extent] = []
     room = CHUNK_BYTES
     for name in names:
-        for start, end in data_ranges(folder / name):
+        for start, end in data_ranges(folder, name):
             at = start
             while at < end:
                 size = min(room, end - at)
@@ -114,9 +115,9 @@ def plan(folder: Path, names: Sequence[str]) -> list[Chunk]:
     return chunks
 
 
-def data_ranges(path: Path) -> list[tuple[int, int]]:
-    """(start, end) of what a file holds between its holes, ascending. Raises `OSError`."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def data_ranges(folder: Path, name: str) -> list[tuple[int, int]]:
+    """(start, end) of what the file `name` in `folder` holds between its holes, ascending. Raises `OSError`."""
+    fd = open_below(folder, name)
     ranges: list[tuple[int, int]] = []
     try:
         size, offset = os.fstat(fd).st_size, 0

@@ -398,7 +398,8 @@ class Client:
                 challenge = response.headers.get("WWW-Authenticate", "")
                 error = self._error_of(response, path)
                 response.close()
-                if response.status_code == 401 and logins < 2 and self._login.answer(challenge, used):
+                is_ours = response.url.startswith(self._base + "/")  # not where a redirect led: it gets no login
+                if response.status_code == 401 and is_ours and logins < 2 and self._login.answer(challenge, used):
                     logins += 1
                     continue
                 if response.status_code not in _PASSING:

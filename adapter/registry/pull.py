@@ -126,10 +126,6 @@ def pull(
             except (SnapshotCorrupt, StorageError, OSError):
                 draft.discard()  # what is damaged is not worth keeping, and a full disk needs its room
                 raise
-            finally:
-                if owner is not None:  # the next to lock it is the replica
-                    for lock in draft.target.parent.glob(".*.lock"):
-                        os.chown(lock, *owner)
             return Pulled(snapshot, chosen.digest, described.size, receiver.received_bytes)
     except OSError as exc:
         raise _unwritable(store.root, exc) from exc

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import zstandard
 
 from adapter.errors import SnapshotError
+from adapter.files import open_below
 from adapter.registry.artifact import (
     ARTIFACT_TYPE,
     CHUNK_TYPE,
@@ -128,7 +129,7 @@ class _Sender:
         plain = bytearray(chunk.size)
         at = 0
         for extent in chunk.extents:
-            fd = os.open(self._snapshot.path / extent.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = open_below(self._snapshot.path, extent.file)
             try:
                 with memoryview(plain) as whole:
                     if os.preadv(fd, [whole[at : at + extent.size]], extent.offset) != extent.size:

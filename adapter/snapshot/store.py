@@ -19,7 +19,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
-from adapter.files import part_of, sync, write_whole
+from adapter.files import part_of, remove_tree, sync, write_whole
 from adapter.snapshot.checksum import file_checksum
 from adapter.snapshot.identity import Identity, differing_fields, key_of
 
@@ -129,7 +128,7 @@ class Store:
             try:
                 yield Draft(self, draft, folder / f"{kind}-{key}", kind, function, tenant, identity)
             finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                remove_tree(draft)
 
     @contextmanager
     def receiving(self, tenant: str, function: str, identity: Identity, kind: str) -> Iterator[Draft]:
@@ -139,10 +138,12 @@ class Store:
         """
         folder = self.folder(tenant, function)
         key = key_of(identity)
-        lock = folder / f".{kind}-{key}.lock"
+        ours = self.root / ".receiving" / f"{tenant}@{function}"  # no container sees it: see hosts/container.py
+        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = ours / f".{kind}-{key}.lock"
         with _lock(lock):
-            _sweep(folder, lock)
-            draft = folder / f"{_RECEIVED}{kind}-{key}"
+            _sweep(ours, lock)
+            draft = ours / f"{_RECEIVED}{kind}-{key}"
             _make_private(draft)
             yield Draft(self, draft, folder / f"{kind}-{key}", kind, function, tenant, identity)
 
@@ -220,7 +221,7 @@ class Draft:
 
     def discard(self) -> None:
         """Remove what is there of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
 
     def _publish(
         self,
@@ -264,7 +265,7 @@ def discard(path: Path) -> None:
     except FileNotFoundError:
         return
     if gone.is_dir() and not gone.is_symlink():
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
     else:  # a link goes, never what it leads to
         gone.unlink()
 
@@ -306,7 +307,10 @@ def read_snapshot(path: Path, *, owner: int | None = None) -> Snapshot:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
-    _check_files(snapshot, trusted)
+    try:
+        _check_files(snapshot, trusted)
+    except RecursionError as exc:
+        raise SnapshotCorrupt(f"{path.name} holds folders that its manifest does not list.") from exc
     return snapshot
 
 
@@ -387,20 +391,22 @@ def _make_private(folder: Path) -> None:
 def _sweep(folder: Path, held: Path) -> None:
     """Remove drafts whose builder died: its lock is free, or it is the one `held` here; and old halves of copies."""
     for draft in folder.glob(f"{_RECEIVED}*"):
-        kind, key = draft.name.removeprefix(_RECEIVED).split("-")[:2]
+        kind, _, rest = draft.name.removeprefix(_RECEIVED).partition("-")
+        key = rest.partition("-")[0]
         lock = folder / f".{kind}-{key}.lock"
         try:
             if time.time() - draft.lstat().st_mtime > _RECEIVED_FOR_S:
                 with nullcontext() if lock == held else _lock(lock):
-                    shutil.rmtree(draft, ignore_errors=True)
+                    remove_tree(draft)
         except (Conflict, FileNotFoundError):
             continue
     for draft in folder.glob(".draft-*"):
-        kind, key = draft.name.removeprefix(".draft-").split("-")[:2]
+        kind, _, rest = draft.name.removeprefix(".draft-").partition("-")
+        key = rest.partition("-")[0]
         lock = folder / f".{kind}-{key}.lock"
         try:
             with nullcontext() if lock == held else _lock(lock):
-                shutil.rmtree(draft, ignore_errors=True)
+                remove_tree(draft)
         except Conflict:
             continue
 

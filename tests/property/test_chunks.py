@@ -42,7 +42,7 @@ def test_all_data_is_in_exactly_one_chunk_and_nothing_else_is(tmp_path_factory, 
         assert rebuilt(folder, names, chunks) == {name: (folder / name).read_bytes() for name in names}
         parsed = parse(config_of(snapshot_of(folder, names), chunks), layers_of(chunks), 2**30)
         assert parsed.chunks == tuple(chunks)
-        assert parsed.size == sum(end - start for name in names for start, end in artifact.data_ranges(folder / name))
+        assert parsed.size == sum(end - start for name in names for start, end in artifact.data_ranges(folder, name))
     finally:
         artifact.CHUNK_BYTES = chunk_bytes
 

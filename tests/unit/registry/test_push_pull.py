@@ -233,7 +233,7 @@ def test_parts_that_were_damaged_meanwhile_are_fetched_again(client, store, othe
         patch.setattr("os.unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             pull_into(other, client, image)
-    draft = next(other.root.glob("default/*/.receiving-*"))
+    draft = next(other.root.glob(".receiving/*/.receiving-*"))
     (draft / "receiving").write_text(mark_of(client, image))
     with (draft / "images/memory.img").open("r+b") as file:
         file.write(b"damage")
