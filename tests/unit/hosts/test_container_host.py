@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from adapter.errors import ConfigError, NotFound, SnapshotError, Unavailable
-from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost
+from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost, _give_to
 from adapter.hosts.engine import Engine, socket_path
 from adapter.hosts.seccomp import profile
 from adapter.keys import CONTRACT_VERSION
@@ -200,3 +201,16 @@ def test_the_socket_is_the_one_of_docker_host(address, path):
 def test_an_engine_on_another_machine_is_refused():
     with pytest.raises(ConfigError, match="DOCKER_HOST=tcp"):
         socket_path({"DOCKER_HOST": "tcp://10.0.0.1:2375"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_is_given_to_an_images_user_ends_at_links(tmp_path):
+    folder, host = tmp_path / "snapshots", tmp_path / "host"
+    (folder / "process-1" / "images").mkdir(parents=True)
+    host.mkdir()
+    (host / "shadow").touch()
+    (folder / "process-1" / "link").symlink_to(host)
+    (folder / "gone").symlink_to(host / "shadow")
+    _give_to(folder, 12345, 12346)
+    assert {path.lstat().st_uid for path in (folder, *folder.rglob("*"))} == {12345}
+    assert {path.lstat().st_uid for path in (host, host / "shadow")} == {0}

@@ -2,13 +2,22 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotMismatch, StorageError, Unavailable
+from adapter.errors import (
+    AdapterError,
+    Conflict,
+    NotFound,
+    SnapshotCorrupt,
+    SnapshotMismatch,
+    StorageError,
+    Unavailable,
+)
 from adapter.registry import artifact, pull as pulling
 from adapter.registry.pull import choose, pull, snapshots_of
 from adapter.registry.push import push
@@ -252,7 +261,7 @@ def test_parts_of_another_snapshot_with_the_same_key_are_not_used(client, store,
     image = put_image(client)
     snapshot = take(store)
     push(client, image, snapshot)
-    draft = other.folder("default", snapshot.function) / f".receiving-process-{snapshot.key}"
+    draft = other.root / ".receiving" / f"default@{snapshot.function}" / f".receiving-process-{snapshot.key}"
     (draft / "images").mkdir(parents=True, mode=0o700)
     (draft / "receiving").write_text("sha256:" + "0" * 64)
     with (draft / "images/memory.img").open("wb") as file:
@@ -260,6 +269,42 @@ def test_parts_of_another_snapshot_with_the_same_key_are_not_used(client, store,
         file.write(b"where a hole has to be")
     (draft / "evil").symlink_to("/etc/passwd")
     verify(pull_into(other, client, image).snapshot, always=True)
+
+
+def test_what_a_container_puts_into_its_folder_leads_a_pull_nowhere(client, store, other, tmp_path):
+    """The folder is a mount of a function's container, which may be hostile; the pull may be root's."""
+    image = put_image(client)
+    snapshot = take(store)
+    push(client, image, snapshot)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "memory.img").write_text("untouched")
+    (victim / "memory.img").chmod(0o644)
+    before = {path: os.lstat(path) for path in (victim, victim / "memory.img")}
+    folder = other.folder("default", snapshot.function)
+    draft = folder / f".receiving-process-{snapshot.key}"
+    draft.mkdir(mode=0o700)
+    (draft / "receiving").write_text(mark_of(client, image))
+    (draft / "images").symlink_to(victim)
+    (folder / ".x.lock").symlink_to(victim / "memory.img")
+    (folder / f".process-{snapshot.key}.lock").symlink_to(victim / "memory.img")
+    (folder / f"process-{snapshot.key}").symlink_to(victim)
+    verify(pull_into(other, client, image).snapshot, always=True)
+    assert (victim / "memory.img").read_text() == "untouched"
+    for path, facts in before.items():
+        now = os.lstat(path)
+        assert (now.st_uid, now.st_mode, now.st_ino) == (facts.st_uid, facts.st_mode, facts.st_ino)
+
+
+def test_a_push_reads_nothing_through_a_link(client, store, tmp_path):
+    snapshot, image = take(store), put_image(client)
+    (tmp_path / "host").mkdir()
+    shutil.copy(snapshot.path / "images/memory.img", tmp_path / "host/memory.img")
+    shutil.rmtree(snapshot.path / "images")
+    (snapshot.path / "images").symlink_to(tmp_path / "host")
+    with pytest.raises((OSError, AdapterError)):
+        push(client, image, snapshot)
+    assert not snapshots_of(client, image.digest)
 
 
 def test_two_pulls_of_the_same_do_not_meet(client, store, other):
