@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.errors import ConfigError, Unavailable
+from adapter.errors import AdapterError, ConfigError, Unavailable
 from adapter.keys import REQUIREMENTS_FILE, SHIM_REQUIREMENTS
 from adapter.packaging.requirements import Line, Requirements, normalised
 from adapter.replica import shim_path
@@ -89,7 +89,7 @@ def wheels_in(folder: Path) -> list[str]:
 def make_environment(home: Path, wanted: Wanted, cache: Path | None, environ: Mapping[str, str], cwd: Path) -> None:
     """Write the environment into the empty folder `home`, where it stays: its scripts name it.
 
-    Raises `ConfigError` with the installer's own words, `Unavailable` where there is no installer.
+    Raises `ConfigError` with the installer's own words, `Unavailable` where there is no installer or no index.
     """
     base = {normalised(name): _base_version(name) for name in wanted.from_base}
     pinned = [f"{name}=={version}" for name, version in base.items()]
@@ -192,21 +192,78 @@ class _Pip:
             check=False,
         )
         if done.returncode:
-            raise self._failure(done.stderr or done.stdout, done.returncode)
+            raise self._failure(done.stderr or done.stdout, done.returncode, lines)
 
-    def _failure(self, said: str, code: int) -> ConfigError:
-        words = without_credentials(said).replace(str(self._work / "requirements.txt"), REQUIREMENTS_FILE)
+    def _failure(self, said: str, code: int, lines: Sequence[Line]) -> AdapterError:
+        words = _masked(said).replace(str(self._work / "requirements.txt"), REQUIREMENTS_FILE)
         errors = [line for line in words.splitlines() if line.startswith("ERROR:")]
-        text = _last("\n".join(errors) or words, _LAST_WORDS) or f"pip ended with code {code}."
-        line = self._wanted.requirements.line_of("\n".join(errors) or words)
-        where = without_credentials(f"Mend {line}") if line else f"Mend {REQUIREMENTS_FILE}"
-        wheels = f", or put what is missing into {self._wanted.wheels[0]}" if self._wanted.is_offline else ""
+        if not self._wanted.is_offline and (unreachable := _unreachable(words, errors)):
+            return Unavailable(
+                "The index of packages cannot be reached.",
+                why=unreachable,
+                hint="For a CA of your own: gpufn build --ca FILE; for a mirror: -e PIP_INDEX_URL=URL; for another "
+                "network: --network NAME; without any index: --wheels FOLDER",
+                code="index-unreachable",
+            )
+        shown = _exception(words) if errors and errors[-1].startswith("ERROR: Exception:") else "\n".join(errors)
+        shown = shown or words
+        wheels = f"put what is missing into {self._wanted.wheels[0]}" if self._wanted.is_offline else ""
+        advice = [word for word in (self._mend(shown, lines), wheels) if word]
         return ConfigError(
             "The requirements of the function cannot be installed.",
-            why=text,
-            hint=f"{where}{wheels}.",
+            why=_last(shown, _LAST_WORDS) or f"pip ended with code {code}.",
+            hint=f"{advice[0][0].upper()}{', or '.join(advice)[1:]}.",
             code="requirements-failed",
         )
+
+    def _mend(self, words: str, lines: Sequence[Line]) -> str:
+        """What to mend: the line that the words are about; no file where they are about what gpufn itself asks for."""
+        requirements = self._wanted.requirements
+        theirs = (*requirements.lines, *requirements.without_deps)
+        if line := requirements.line_of(words) or next((item for item in theirs if _marker(item) in words), None):
+            return without_credentials(f"mend {line}")
+        own = Requirements(tuple(item for item in lines if not item.number), (), "")
+        if line := own.line_of(words):
+            package = line.text.partition(";")[0].strip()
+            return f"see that the index has {package}, which {line.file} needs" if not self._wanted.is_offline else ""
+        return f"mend {REQUIREMENTS_FILE}"
+
+
+_NETWORK = re.compile(
+    r"SSLError|CERTIFICATE_VERIFY_FAILED|NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|"
+    r"Could not fetch URL"
+)
+_RAISED = re.compile(r"(?:\w+\.)*([A-Z]\w*: .*)")
+
+
+def _unreachable(words: str, errors: Sequence[str]) -> str:
+    """The line that says that an index does not answer; empty where that is not why pip failed: it tries again, and
+    what fails after it was let in is another matter."""
+    found = [line.strip() for line in words.splitlines() if _NETWORK.search(line)]
+    blamed = not errors or any(_NETWORK.search(line) or "from versions: none" in line for line in errors)
+    if not found or not blamed:
+        return ""
+    certificates = [line for line in found if "CERTIFICATE" in line or "SSLError" in line]
+    return (certificates or found)[-1]
+
+
+def _exception(words: str) -> str:
+    """The end of a traceback: its exception, without the module's name."""
+    lines = words.splitlines()
+    for index in reversed(range(len(lines))):
+        if match := _RAISED.fullmatch(lines[index]):
+            return "\n".join([match[1], *lines[index + 1 :]])
+    return ""
+
+
+def _marker(line: Line) -> str:
+    """The condition of a line as an installer repeats it; a text that no words hold where it has none."""
+    return line.text.partition(";")[2].split(" --")[0].strip() or "\0"
+
+
+def _masked(text: str) -> str:
+    """The text with no credentials in its addresses: neither before their `@` nor behind their `?`."""
+    return re.sub(r"((?:\w+:/)?/[^\s?'\"]*)\?[^\s'\")]+", r"\1?***", without_credentials(text))
 
 
 def without_credentials(text: str) -> str:

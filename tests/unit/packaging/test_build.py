@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from adapter.errors import AdapterError, ConfigError, HandlerError
+from adapter.errors import AdapterError, ConfigError, HandlerError, Unavailable
 from adapter.packaging.layers import read_toml
+from adapter.packaging.packages import Wanted, _Pip
+from adapter.packaging.requirements import Line, Requirements
 from tests.fakes.builds import Builder, digest_of, wheel
 from tests.fakes.checkpoints import safetensors
 
@@ -124,9 +126,79 @@ def test_a_requirement_that_does_not_resolve_is_named_with_its_line_and_pips_wor
 
 def test_a_password_in_an_index_is_in_no_error(builder, function):
     (function / "requirements.txt").write_text("--index-url http://user:hunter2@127.0.0.1:9/simple\nno-such-package\n")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(AdapterError) as caught:
         builder(PIP_NO_INDEX="0", PIP_RETRIES="0", PIP_TIMEOUT="1")
     assert "hunter2" not in caught.value.to_text()
+
+
+def test_an_index_that_does_not_answer_is_not_called_a_bad_requirement(builder, function):
+    (function / "requirements.txt").write_text("no-such-package\n")
+    with pytest.raises(Unavailable) as caught:
+        builder(
+            PIP_NO_INDEX="0",
+            PIP_INDEX_URL="http://u:hunter2@127.0.0.1:9/simple?key=hunter3",
+            PIP_RETRIES="1",
+            PIP_TIMEOUT="1",
+        )
+    error = caught.value
+    assert error.code == "index-unreachable"
+    assert "NewConnectionError" in error.why
+    assert "--ca FILE" in error.hint
+    assert "requirements.txt" not in error.to_text()
+    assert "hunter" not in error.to_text()
+
+
+def failure(said: str, *, requirements: str = "numpy\n", own: str = "flask", offline: bool = False) -> AdapterError:
+    lines = tuple(Line("requirements.txt", n, text) for n, text in enumerate(requirements.splitlines(), 1))
+    wheels = (Path("/given/wheels"),) if offline else ()
+    wanted = Wanted(Requirements(lines, (), ""), (own,), (), wheels, offline)
+    pip = object.__new__(_Pip)
+    pip._wanted, pip._work = wanted, Path("/nowhere")
+    return pip._failure(said, 1, [Line("the shim", 0, own), *lines])
+
+
+NONE_FOUND = "ERROR: Could not find a version that satisfies the requirement numpy (from versions: none)\n"
+CERTIFICATE = (
+    "WARNING: Retrying (Retry(total=0)) after connection broken by 'SSLError(CERTIFICATE_VERIFY_FAILED)': /simple/numpy/\n"
+    "Could not fetch URL https://me:pw@pypi.example.com/simple/numpy/?token=pw: There was a problem confirming the ssl "
+    "certificate: (Caused by SSLError(CERTIFICATE_VERIFY_FAILED)) - skipping\n"
+)
+
+
+def test_a_certificate_that_is_not_trusted_is_said_without_its_addresss_secrets():
+    error = failure(CERTIFICATE + NONE_FOUND)
+    assert (type(error), error.code) == (Unavailable, "index-unreachable")
+    assert error.why.startswith("Could not fetch URL https://***@pypi.example.com/simple/numpy/?***")
+    assert "pw" not in error.to_text()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: Could not find a version that satisfies the requirement numpy==9 (from versions: 1.0, 2.0)\n",
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES: numpy\n",
+    ],
+)
+def test_a_bad_requirement_stays_one_where_the_index_answered_at_last(said):
+    error = failure(CERTIFICATE + said)
+    assert error.code == "requirements-failed"
+    assert error.hint == "Mend requirements.txt, line 1: numpy."
+
+
+def test_what_the_shim_needs_is_not_the_requirement_files_fault():
+    said = "ERROR: No matching distribution found for flask\n"
+    assert "requirements.txt" not in failure(said).hint
+    assert failure(said, offline=True).hint == "Put what is missing into /given/wheels."
+
+
+def test_the_last_words_of_a_pip_that_broke_are_kept():
+    said = (
+        'ERROR: Exception:\nTraceback (most recent call last):\n  File "numpy.py", line 1, in x\n'
+        "pip._vendor.packaging.markers.InvalidMarker: Invalid marker: 'bogus == \"x\"', parse error\n"
+    )
+    error = failure(said, requirements='numpy\nidna; bogus == "x"\n')
+    assert error.why.startswith("InvalidMarker: Invalid marker: 'bogus")
+    assert "requirements.txt, line 2: idna" in error.hint
 
 
 def test_wheels_of_the_function_are_not_in_the_image(builder, function):
