@@ -14,8 +14,8 @@ import click
 
 from adapter.cli.buildpack import private_criu
 from adapter.cli.output import Column, Output, note, output_options, progress
-from adapter.errors import AdapterError, ConfigError
-from adapter.packaging.creator import ENGINES, Request, Transcript, create, in_place, layout_path
+from adapter.errors import AdapterError, ConfigError, NotFound
+from adapter.packaging.creator import ENGINES, Request, Transcript, create, in_place, layout_path, no_image
 from adapter.packaging.report import BuiltLayer, built_layers
 from adapter.registry.client import Client
 from adapter.registry.credentials import find_credentials
@@ -52,6 +52,11 @@ _COLUMNS = (
     help="File that only the build sees, and no layer has: huggingface=FILE; repeatable.",
 )
 @click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CA bundle (PEM) that the build trusts for packages and weights, and no other then; no layer has it.",
+)
+@click.option(
     "--wheels",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of wheels that packages come from, and no index then.",
@@ -70,6 +75,7 @@ def command(
     cache: str | None,
     variables: tuple[str, ...],
     secrets: tuple[str, ...],
+    ca: Path | None,
     wheels: Path | None,
     engine: str | None,
     network: str | None,
@@ -97,6 +103,7 @@ def command(
         cache=cache or "",
         settings=_pairs(variables, "--env"),
         secrets={key: Path(path) for key, path in _pairs(secrets, "--secret").items()},
+        ca=ca,
         wheels=wheels,
         criu=private_criu(),
         network=network or ("host" if is_local and not in_place() else ""),
@@ -104,6 +111,8 @@ def command(
         registry_auth=_credentials(registries),
         insecure=tuple(sorted({ref.host for ref in registries if ref.is_local})),
     )
+    if publish and run_image:
+        _check_run_image(Reference.parse(run_image))
     with _phases(verbose=verbose) as watch:
         transcript = create(request, watch)
     layers = _layers(request, transcript)
@@ -111,6 +120,21 @@ def command(
     if output.for_people:
         new = sum(layer.size_bytes or 0 for layer in layers if not layer.is_reused)
         note(f"✓ {name}  {transcript.digest}  {format_size(new)} new")
+
+
+def _check_run_image(reference: Reference) -> None:
+    """Raises `NotFound` where its registry says that it is not there; any other answer is for the lifecycle to hear."""
+    try:
+        with Client(reference, find_credentials(reference)) as client:
+            client.resolve(_architecture())
+    except NotFound as error:
+        raise no_image(str(reference), "--run-image", error.why or error.message) from error
+    except AdapterError:
+        pass  # the build may be in another network than this process
+
+
+def _architecture() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
@@ -138,8 +162,13 @@ def _phases(*, verbose: bool) -> Iterator[Any]:
     """Yields what watches the lifecycle: a line of progress a phase, and the buildpack's own lines below it."""
     with ExitStack() as stack:
         current = stack.enter_context(ExitStack())
+        is_error = False  # the buildpack's own three lines, which the command ends with
 
         def watch(phase: str, line: str) -> None:
+            nonlocal is_error
+            is_error = line.startswith("✗ ") or (is_error and line.startswith("  "))
+            if is_error:
+                return
             if not line:
                 current.close()
                 current.enter_context(progress(phase.capitalize()))
@@ -172,9 +201,8 @@ def _of_layout(folder: Path) -> tuple[Mapping[str, Any], list[int]]:
 
 
 def _of_registry(reference: Reference) -> tuple[Mapping[str, Any], list[int]]:
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     with Client(reference, find_credentials(reference)) as client:
-        manifest = client.get_manifest(client.resolve(architecture).digest).data
+        manifest = client.get_manifest(client.resolve(_architecture()).digest).data
         config = manifest["config"]
         return json.loads(client.get_blob(config["digest"], config["size"])), [e["size"] for e in manifest["layers"]]
 

@@ -32,6 +32,14 @@ ENGINES = ("docker", "podman")
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PHASE = re.compile(r"===> ([A-Z]+)")
+_CA_BINDING = "ca-certificates"
+_CA_SETTINGS = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""Variables that name a bundle: pip's, requests', and that of Python's ssl and of most else."""
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+_RUN_TOML = "/cnb/run.toml"
+_UNKNOWN_IMAGE = re.compile(
+    r"not found|manifest unknown|name unknown|no such image|does not exist|denied", re.IGNORECASE
+)
 _SECRET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SOCKETS = {"docker": ("/var/run/docker.sock",), "podman": ("/run/podman/podman.sock",)}
 
@@ -41,6 +49,7 @@ class Request:
     """One build. `settings` are the build's variables, `secrets` files that only the build sees, by binding.
 
     Where the image goes: to `layout` (an OCI layout folder), to its registry with `publish`, else to the engine.
+    `ca` is a bundle of certificates that downloads of the build trust, and no others then; no layer has it.
     `cache` is a folder or a volume's name. `registry_auth` is a header a registry, as the lifecycle takes it.
     """
 
@@ -53,6 +62,7 @@ class Request:
     cache: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
+    ca: Path | None = None
     wheels: Path | None = None
     criu: Path | None = None
     network: str = ""
@@ -74,9 +84,13 @@ def create(request: Request, watch: Watch) -> Transcript:
     """Build the image. Raises `AdapterError`: the buildpack's own error where it had one."""
     with tempfile.TemporaryDirectory(prefix="gpufn-build-") as work:
         parts = _Parts(request, Path(work))
-        if not request.builder and in_place():
-            return _in_place(request, parts, watch)
-        return _in_container(request, parts, watch)
+        try:
+            if not request.builder and in_place():
+                return _in_place(request, parts, watch)
+            return _in_container(request, parts, watch)
+        except AdapterError as error:
+            error.why, error.hint = map(parts.as_given, (error.why, error.hint))
+            raise
 
 
 # What is sent in ------------------------------------------------------------------------------------------------
@@ -92,6 +106,8 @@ class _Parts:
         version = re.search(r'^version = "(.+)"', (self._buildpack / "buildpack.toml").read_text(), re.MULTILINE)
         assert version is not None
         self._version = version[1]
+        self._place = f"buildpacks/{BUILDPACK_ID.replace('/', '_')}/{self._version}"
+        self._ca = _read_bundle(request.ca) if request.ca else ""
         self._ignore = application.read_ignore(request.folder)
         for _ in application.entries(request.folder, self._ignore):
             pass  # raises before anything is started
@@ -103,7 +119,7 @@ class _Parts:
             writer.folder(WORKSPACE)
             for path, _ in self._application():
                 writer.path(path, f"{WORKSPACE}/{path.relative_to(self._request.folder)}")
-            place = f"{root}/buildpacks/{BUILDPACK_ID.replace('/', '_')}/{self._version}"
+            place = f"{root}/{self._place}"
             for path in sorted(self._buildpack.rglob("*")):
                 writer.path(path, f"{place}/{path.relative_to(self._buildpack)}", (0, 0))
             group = {"id": BUILDPACK_ID, "version": self._version}
@@ -112,6 +128,11 @@ class _Parts:
             settings = {"BP_GPUFN_DETECT": "on"}  # whoever names the folder means it
             if self._request.wheels is not None:
                 settings["BP_GPUFN_WHEELS"] = f"{place}/{application.WHEELS_FOLDER}"
+            if self._ca:
+                bundle = f"{root}/platform/bindings/{_CA_BINDING}/ca.pem"
+                writer.text(bundle.replace("ca.pem", "type"), _CA_BINDING)
+                writer.text(bundle, self._ca)
+                settings |= dict.fromkeys(_CA_SETTINGS, bundle)
             for name, value in {**settings, **self._request.settings}.items():
                 writer.text(f"{root}/platform/env/{name}", value)
             for name, path in self._request.secrets.items():
@@ -119,6 +140,14 @@ class _Parts:
                 writer.text(f"{binding}/type", name, mode=0o400)
                 writer.text(f"{binding}/token", _read_secret(name, path), mode=0o400)
             writer.folder("/layers")
+
+    def as_given(self, text: str) -> str:
+        """The text with folders of wheels named as they are here, not as the build sees them."""
+        if self._request.wheels is not None:
+            inside = rf"[^\s'\"]*/{re.escape(self._place)}/{application.WHEELS_FOLDER}\b"
+            text = re.sub(inside, lambda _: str(self._request.wheels), text)
+        own = self._request.folder / application.WHEELS_FOLDER
+        return re.sub(rf"(?<![\w./-]){WORKSPACE}/{application.WHEELS_FOLDER}\b", lambda _: str(own), text)
 
     def _application(self) -> Iterator[tuple[Path, os.stat_result]]:
         """The folder as the build sees it: wheels too, which the image will not have."""
@@ -142,6 +171,22 @@ def _read_secret(name: str, path: Path) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "It is no text"
         raise ConfigError(f"The secret {name} cannot be read.", why=f"{path}: {why}.", code="bad-secret") from exc
+
+
+def _read_bundle(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "It is no text"
+        raise ConfigError(f"{path} cannot be read.", why=f"{why}.", code="bad-ca") from exc
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise ConfigError(
+            f"{path} holds no certificate.",
+            why="No line of it is -----BEGIN CERTIFICATE-----.",
+            hint="Name a bundle in PEM form: all that the build is to trust.",
+            code="bad-ca",
+        )
+    return text
 
 
 @dataclass(slots=True)
@@ -240,13 +285,15 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
             code="no-builder",
         )
     engine = _Engine(request.engine or _found_engine())
-    ids = _ids(engine.environment_of(request.builder))
+    builder = engine.environment_of(request.builder, option="--builder")
+    ids = _ids(builder)
     root = "/gpufn"
     words, options = _words(request, root), ["--env", f"CNB_PLATFORM_API={PLATFORM_API}", "--user", "0"]
     environ = dict(os.environ)
     if request.registry_auth:
-        environ["CNB_REGISTRY_AUTH"] = json.dumps(dict(request.registry_auth))
-        options += ["--env", "CNB_REGISTRY_AUTH"]  # by name: a command line is for all to read
+        options += ["--env", f"DOCKER_CONFIG={root}/docker"]  # a file: variables are shown by `docker inspect`
+    if request.layout is not None and not request.run_image:
+        raise _no_run_image("A layout needs it by name.")
     if request.network:
         options += ["--network", request.network]
     if request.cache:
@@ -260,7 +307,11 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
         words += more[0]
         options += more[1]
     with engine.container(request.builder, [*words, request.image], options, environ) as container:
+        if not request.run_image and not builder.get("CNB_RUN_IMAGE") and not engine.has_file(container, _RUN_TOML):
+            raise _no_run_image(f"{request.builder} names none: it has no {_RUN_TOML}.")
         engine.send(container, lambda stream: parts.archive(stream, root, ids))
+        if request.registry_auth:
+            engine.send(container, lambda stream: _send_logins(stream, f"{root}/docker", request.registry_auth))
         if request.layout is not None:
             _send_layout(engine, container, request, ids)
         done = _watched([engine.name, "start", "--attach", container], environ, watch)
@@ -271,6 +322,37 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
         return done
 
 
+def no_image(image: str, option: str, why: str) -> NotFound:
+    """`option` names an image that is nowhere."""
+    return NotFound(
+        f"There is no image {image}.",
+        why=why,
+        hint=f"Check {option}: its name, and that you are logged in where it is private (docs/how-to/base-images.md).",
+        code="no-image",
+    )
+
+
+def _no_run_image(why: str) -> ConfigError:
+    return ConfigError(
+        "It is not said which image the function's image rests on.",
+        why=why,
+        hint="Name one: --run-image IMAGE (docs/how-to/base-images.md)",
+        code="no-run-image",
+    )
+
+
+def _send_logins(stream: io.BufferedIOBase, folder: str, headers: Mapping[str, str]) -> None:
+    """Registries' credentials as Docker keeps them. Root's: the lifecycle reads them before it becomes the build's user."""
+    auths = {
+        _DOCKER_HUB_KEY if host == "docker.io" else host: {"auth": header.removeprefix("Basic ")}
+        for host, header in headers.items()
+    }
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        writer = _Writer(tar, (0, 0))
+        writer.folder(folder)
+        writer.text(f"{folder}/config.json", json.dumps({"auths": auths}), mode=0o600)
+
+
 def _for_engine(engine: _Engine, request: Request) -> tuple[list[str], list[str]]:
     """The creator's words and the engine's options where the engine keeps the image.
 
@@ -278,7 +360,9 @@ def _for_engine(engine: _Engine, request: Request) -> tuple[list[str], list[str]
     the image would have to be saved, and the lifecycle cannot. Without that volume, all layers are made anew.
     """
     if request.run_image:
-        engine.environment_of(request.run_image)  # the lifecycle looks for it in the engine, and pulls nothing
+        engine.environment_of(
+            request.run_image, option="--run-image"
+        )  # the lifecycle looks for it in the engine, and pulls nothing
     volume = f"gpufn-build-{hashlib.sha256(request.image.encode()).hexdigest()[:12]}"
     words = ["-daemon", "-launch-cache=/gpufn-launch", *([] if engine.has_volume(volume) else ["-skip-restore"])]
     options = ["--volume", f"{volume}:/gpufn-launch", "--volume", f"{engine.socket()}:/var/run/docker.sock"]
@@ -378,15 +462,24 @@ class _Engine:
             )
         return done.stdout.strip()
 
-    def environment_of(self, image: str) -> dict[str, str]:
-        """The variables of an image, which is pulled where the engine does not have it."""
+    def environment_of(self, image: str, *, option: str) -> dict[str, str]:
+        """The variables of an image, which is pulled where the engine does not have it; `option` named it."""
         form = ["--format", "{{json .Config.Env}}", image]
         try:
             said = self._run("image", "inspect", *form)
         except Unavailable:
-            self._run("pull", "--quiet", image)
+            try:
+                self._run("pull", "--quiet", image)
+            except Unavailable as error:
+                if not _UNKNOWN_IMAGE.search(error.why):
+                    raise
+                raise no_image(image, option, error.why) from error
             said = self._run("image", "inspect", *form)
         return dict(entry.split("=", 1) for entry in json.loads(said) or [])
+
+    def has_file(self, container: str, path: str) -> bool:
+        command = [self.name, "cp", f"{container}:{path}", "-"]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
     def has_volume(self, name: str) -> bool:
         command = [self.name, "volume", "inspect", name]
@@ -502,7 +595,8 @@ class Transcript:
             if match := re.match(r"✗ (.*?)  \[([a-z0-9-]+)\]$", line):
                 more = [text.strip() for text in texts[index + 1 : index + 3] if text.startswith("  ")]
                 why, hint = [*more, "", ""][:2]
-                return ConfigError(match[1], why=why, hint=hint, code=match[2])
+                own = Unavailable if match[2] == "index-unreachable" else ConfigError
+                return own(match[1], why=why, hint=hint, code=match[2])
         last = next((line for line in reversed(texts) if line.startswith("ERROR:")), texts[-1] if texts else "")
         said = last.removeprefix("ERROR:").strip()
         phase = (self.lines[-1][0] if self.lines else "").lower()

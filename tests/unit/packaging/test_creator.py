@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adapter.errors import ConfigError, Unavailable
-from adapter.packaging.creator import Request, Transcript, _Parts, create, layout_path
+from adapter.errors import AdapterError, ConfigError, NotFound, Unavailable
+from adapter.packaging.assemble import source_folder
+from adapter.packaging.creator import Request, Transcript, _Parts, _send_logins, create, layout_path
 from adapter.packaging.report import built_layers
 from tests.fakes.builds import HANDLER, wheel
 
@@ -155,6 +158,108 @@ def test_an_engine_that_does_not_answer_is_named(folder, tmp_path, monkeypatch):
     with pytest.raises(Unavailable, match="docker pull failed") as caught:
         create(Request(folder, "image", builder="b", engine="docker"), lambda phase, line: None)
     assert "Cannot connect" in caught.value.why
+
+
+STUB = """#!/bin/sh
+echo "$@" >> "$CALLS"
+echo "variables: $CNB_REGISTRY_AUTH" >> "$CALLS"
+case "$1 $2" in
+  "image inspect") case "$5" in *nowhere*) exit 1;; *) echo '["CNB_USER_ID=1000"]';; esac;;
+  "pull "*) echo "manifest for $3 not found: manifest unknown" >&2; exit 1;;
+  "create "*) echo c1;;
+  "cp c1:/cnb/run.toml") [ -n "$RUN_TOML" ];;
+  "cp "*) cat >> "$CALLS.sent";;
+  "start "*) echo "===> BUILDING"; echo "✗ It broke.  [it-broke]"; echo "  Because."
+    echo "  Mend it, or put it into /gpufn/buildpacks/gpufn_gpu-function/$VERSION/wheels."; exit 51;;
+esac
+"""
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """A `docker` that knows all images but those called nowhere, and whose builds fail. Returns what it was asked."""
+    (tmp_path / "bin").mkdir()
+    path = tmp_path / "bin" / "docker"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    version = re.search(r'^version = "(.+)"', (source_folder() / "buildpack.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    monkeypatch.setenv("VERSION", version[1])
+    return tmp_path / "calls"
+
+
+def fails(folder: Path, **more: Any) -> AdapterError:
+    request = Request(folder, "team/image", publish=True, engine="docker", **more)
+    with pytest.raises(AdapterError) as caught:
+        create(request, lambda phase, line: None)
+    return caught.value
+
+
+def test_a_run_image_that_nothing_names_is_asked_for_before_the_build(folder, engine, monkeypatch):
+    error = fails(folder, builder="b")
+    assert (error.code, "--run-image" in error.hint) == ("no-run-image", True)
+    assert "start" not in engine.read_text()
+    monkeypatch.setenv("RUN_TOML", "1")  # a builder that pack made
+    assert fails(folder, builder="b").code == "it-broke"
+
+
+@pytest.mark.parametrize(
+    ("builder", "run_image", "option"),
+    [("nowhere/b", "r", "--builder"), ("b", "nowhere/r", "--run-image")],
+)
+def test_an_image_that_the_engine_does_not_find_is_named_with_its_option(folder, engine, builder, run_image, option):
+    request = Request(folder, "team/image", builder=builder, run_image=run_image, engine="docker")
+    with pytest.raises(NotFound, match="nowhere/") as caught:
+        create(request, lambda phase, line: None)
+    assert caught.value.hint.startswith(f"Check {option}")
+    assert "start" not in engine.read_text()
+
+
+def test_an_error_names_the_folder_of_wheels_that_was_given(folder, engine, tmp_path):
+    wheel(tmp_path / "wheels", "needed")
+    error = fails(folder, builder="b", run_image="r", wheels=tmp_path / "wheels")
+    assert error.hint == f"Mend it, or put it into {tmp_path / 'wheels'}."
+
+
+def test_credentials_of_a_registry_go_in_as_a_file_of_roots(folder, engine):
+    auth = {"registry.example.com": "Basic dXNlcjpodW50ZXIy", "docker.io": "Basic eA=="}
+    fails(folder, builder="b", run_image="r", registry_auth=auth)
+    calls = engine.read_text()
+    assert "dXNlcjpodW50ZXIy" not in calls
+    assert "--env DOCKER_CONFIG=/gpufn/docker" in calls
+    stream = io.BytesIO()
+    _send_logins(stream, "/gpufn/docker", auth)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as tar:
+        info = tar.getmember("gpufn/docker/config.json")
+        file = tar.extractfile(info)
+        assert file is not None
+        logins = json.load(file)["auths"]
+    assert (info.mode, info.uid) == (0o600, 0)
+    assert logins["registry.example.com"] == {"auth": "dXNlcjpodW50ZXIy"}
+    assert "https://index.docker.io/v1/" in logins
+
+
+def test_a_ca_is_for_the_build_and_in_no_layer(folder, tmp_path):
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n")
+    found = sent(Request(folder, "image", ca=tmp_path / "ca.pem", settings={"PIP_CERT": "/own"}), tmp_path / "work")
+    place = found["gpufn/platform/env/SSL_CERT_FILE"].pax_headers["content"]
+    assert found["gpufn/platform/env/REQUESTS_CA_BUNDLE"].pax_headers["content"] == place
+    assert found[place.lstrip("/")].pax_headers["content"].startswith("-----BEGIN CERTIFICATE")
+    assert found["gpufn/platform/env/PIP_CERT"].pax_headers["content"] == "/own"
+    assert not any(name.startswith("workspace/") and "ca" in name for name in found)
+
+
+@pytest.mark.parametrize("text", [None, "no certificate", b"\xff\xfe"])
+def test_a_ca_that_is_none_is_refused(folder, tmp_path, text):
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        sent(Request(folder, "image", ca=path), tmp_path / "work")
+    assert caught.value.code == "bad-ca"
 
 
 def test_layers_are_named_with_what_they_weigh_and_when_they_change():
