@@ -20,6 +20,7 @@ from adapter.keys import CONFIG_FILE, DOMAIN
 from adapter.openfaas.metrics import Metrics as GatewayMetrics
 from adapter.openfaas.queue import LANE_LIMIT
 from adapter.packaging.application import IGNORE_FILE, LEFT_BEHIND, SECRET
+from adapter.packaging.creator import CA_SETTINGS
 from adapter.packaging.requirements import LOCK_FILE, PYLOCK_FILE
 from adapter.packaging.settings import LAUNCH_SETTINGS, BuildSettings
 from adapter.replica import ReplicaSettings
@@ -146,7 +147,10 @@ def buildpack() -> str:
         "`gpufn build --env`, a file in the platform's `env` folder) and of a launch (`docker run --env`). A build setting that\n"
         "is not known is refused.\n\n## At the build\n\n"
         + table(("setting", "default", "meaning"), build)
-        + "\npip's own variables count too: `PIP_INDEX_URL`, `PIP_EXTRA_INDEX_URL`, `PIP_CERT`, `PIP_NO_INDEX`. `BPE_NAME`,\n"
+        + "\n`gpufn build --ca FILE` makes the build trust a bundle of CA certificates (PEM), for packages and weights, and no\n"
+        f"other: it sets {_codes(CA_SETTINGS)}. No layer has it. Other platforms: a\n"
+        "file of a binding, and these variables with its path; see [build in CI](../how-to/build-in-ci.md).\n\n"
+        "pip's own variables count too: `PIP_INDEX_URL`, `PIP_EXTRA_INDEX_URL`, `PIP_CERT`, `PIP_NO_INDEX`. `BPE_NAME`,\n"
         "`BPE_DEFAULT_NAME` and `BPE_OVERRIDE_NAME` set the variable `NAME` of the image, as other buildpacks have it.\n\n"
         "## At the launch\n\n"
         + table(("setting", "default", "meaning"), launch)

@@ -33,7 +33,7 @@ ENGINES = ("docker", "podman")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PHASE = re.compile(r"===> ([A-Z]+)")
 _CA_BINDING = "ca-certificates"
-_CA_SETTINGS = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+CA_SETTINGS = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Variables that name a bundle: pip's, requests', and that of Python's ssl and of most else."""
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _RUN_TOML = "/cnb/run.toml"
@@ -132,7 +132,7 @@ class _Parts:
                 bundle = f"{root}/platform/bindings/{_CA_BINDING}/ca.pem"
                 writer.text(bundle.replace("ca.pem", "type"), _CA_BINDING)
                 writer.text(bundle, self._ca)
-                settings |= dict.fromkeys(_CA_SETTINGS, bundle)
+                settings |= dict.fromkeys(CA_SETTINGS, bundle)
             for name, value in {**settings, **self._request.settings}.items():
                 writer.text(f"{root}/platform/env/{name}", value)
             for name, path in self._request.secrets.items():
