@@ -38,7 +38,7 @@ CA_SETTINGS = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _RUN_TOML = "/cnb/run.toml"
 _UNKNOWN_IMAGE = re.compile(
-    r"not found|manifest unknown|name unknown|no such image|does not exist|denied", re.IGNORECASE
+    r"not found|manifest unknown|name unknown|no such image|does not exist|access[^:]* denied", re.IGNORECASE
 )
 _SECRET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SOCKETS = {"docker": ("/var/run/docker.sock",), "podman": ("/run/podman/podman.sock",)}
@@ -426,6 +426,7 @@ def _fetch_layout(image: str, folder: Path, insecure: Sequence[str]) -> None:
             why=done.stderr.strip().splitlines()[-1]
             if done.stderr.strip()
             else f"skopeo ended with {done.returncode}.",
+            hint="Check --run-image.",
             code="registry",
         )
 

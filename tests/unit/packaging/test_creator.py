@@ -12,7 +12,7 @@ import pytest
 
 from adapter.errors import AdapterError, ConfigError, NotFound, Unavailable
 from adapter.packaging.assemble import source_folder
-from adapter.packaging.creator import Request, Transcript, _Parts, _send_logins, create, layout_path
+from adapter.packaging.creator import _UNKNOWN_IMAGE, Request, Transcript, _Parts, _send_logins, create, layout_path
 from adapter.packaging.report import built_layers
 from tests.fakes.builds import HANDLER, wheel
 
@@ -215,6 +215,20 @@ def test_an_image_that_the_engine_does_not_find_is_named_with_its_option(folder,
         create(request, lambda phase, line: None)
     assert caught.value.hint.startswith(f"Check {option}")
     assert "start" not in engine.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "is_unknown"),
+    [
+        ("pull access denied for b, repository does not exist or may require 'docker login'", True),
+        ("denied: requested access to the resource is denied", True),
+        ("manifest for b:1 not found: manifest unknown", True),
+        ("permission denied while trying to connect to the Docker daemon socket", False),
+        ("Cannot connect to the Docker daemon", False),
+    ],
+)
+def test_an_engine_that_cannot_be_asked_is_no_missing_image(said, is_unknown):
+    assert bool(_UNKNOWN_IMAGE.search(said)) is is_unknown
 
 
 def test_an_error_names_the_folder_of_wheels_that_was_given(folder, engine, tmp_path):
