@@ -84,10 +84,14 @@ def create(request: Request, watch: Watch) -> Transcript:
     """Build the image. Raises `AdapterError`: the buildpack's own error where it had one."""
     with tempfile.TemporaryDirectory(prefix="gpufn-build-") as work:
         parts = _Parts(request, Path(work))
+
+        def told(phase: str, line: str) -> None:
+            watch(phase, parts.as_given(line))
+
         try:
             if not request.builder and in_place():
-                return _in_place(request, parts, watch)
-            return _in_container(request, parts, watch)
+                return _in_place(request, parts, told)
+            return _in_container(request, parts, told)
         except AdapterError as error:
             error.why, error.hint = map(parts.as_given, (error.why, error.hint))
             raise

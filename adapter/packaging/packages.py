@@ -168,9 +168,9 @@ class _Pip:
         sources = [word for folder in wanted.wheels for word in ("--find-links", str(folder))]
         sources += ["--no-index"] if wanted.is_offline else []
         kept = ["--cache-dir", str(cache)] if cache else ["--no-cache-dir"]
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+        plain = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         self._start = [*_installer(work, self._environ), "--python", str(home / "bin" / "python"), "install"]
-        self._options = [*quiet, "--no-compile", "--no-warn-script-location", *kept, *sources]
+        self._options = [*plain, "--no-compile", "--no-warn-script-location", *kept, *sources]
         self._constraints = work / "constraints.txt"
         self._constraints.touch()
 
@@ -192,7 +192,7 @@ class _Pip:
             check=False,
         )
         if done.returncode:
-            raise self._failure(done.stderr or done.stdout, done.returncode, lines)
+            raise self._failure(f"{done.stdout}\n{done.stderr}", done.returncode, lines)
 
     def _failure(self, said: str, code: int, lines: Sequence[Line]) -> AdapterError:
         words = _masked(said).replace(str(self._work / "requirements.txt"), REQUIREMENTS_FILE)
@@ -244,7 +244,8 @@ def _unreachable(words: str, errors: Sequence[str]) -> str:
     if not found or not blamed:
         return ""
     certificates = [line for line in found if "CERTIFICATE" in line or "SSLError" in line]
-    return (certificates or found)[-1]
+    told = certificates or found
+    return next((line for line in told if line.startswith("Could not fetch URL")), told[-1])
 
 
 def _exception(words: str) -> str:
