@@ -246,6 +246,8 @@ def _in_place(request: Request, parts: _Parts, watch: Watch) -> Transcript:
             hint="Add --publish, or --layout FOLDER.",
             code="no-target",
         )
+    if not request.run_image and not os.environ.get("CNB_RUN_IMAGE") and not os.path.exists(_RUN_TOML):
+        raise _no_run_image(f"This builder names none: it has no {_RUN_TOML}.")
     if Path(WORKSPACE).is_dir() and any(Path(WORKSPACE).iterdir()):
         raise ConfigError(
             f"{WORKSPACE} is not empty.",

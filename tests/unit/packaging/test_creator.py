@@ -205,6 +205,13 @@ def test_a_run_image_that_nothing_names_is_asked_for_before_the_build(folder, en
     assert fails(folder, builder="b").code == "it-broke"
 
 
+def test_a_builder_that_names_no_run_image_says_so_in_place_too(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("adapter.packaging.creator.in_place", lambda: True)
+    monkeypatch.setattr("adapter.packaging.creator._RUN_TOML", str(tmp_path / "run.toml"))
+    monkeypatch.delenv("CNB_RUN_IMAGE", raising=False)
+    assert fails(folder).code == "no-run-image"
+
+
 @pytest.mark.parametrize(
     ("builder", "run_image", "option"),
     [("nowhere/b", "r", "--builder"), ("b", "nowhere/r", "--run-image")],
