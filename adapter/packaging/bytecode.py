@@ -6,16 +6,17 @@ Run by the interpreter that will read the byte-code: ``python -m adapter.packagi
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import py_compile
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 _SHARES = 16
-"""Files are compiled in so many shares whatever the number of cores: what a process compiled before could show."""
+"""Files are compiled in so many shares, each by a process of its own, whatever the number of cores: what a process has
+compiled before shows in what it compiles next (which strings are shared)."""
 
 
 def compile_folder(folder: Path, *, checked: bool = False) -> int:
@@ -27,10 +28,10 @@ def compile_folder(folder: Path, *, checked: bool = False) -> int:
     paths = sorted(str(path) for path in folder.rglob("*.py") if path.is_file() and not path.is_symlink())
     mode = py_compile.PycInvalidationMode.CHECKED_HASH if checked else py_compile.PycInvalidationMode.UNCHECKED_HASH
     shares = [share for share in (paths[start::_SHARES] for start in range(_SHARES)) if share]
-    if len(paths) < _SHARES * 4 or (os.cpu_count() or 1) == 1:
+    if len(paths) < _SHARES * 4:
         return sum(map(partial(_compile, mode), shares))
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(partial(_compile, mode), shares))
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        return sum(pool.imap_unordered(partial(_compile, mode), shares, chunksize=1))
 
 
 def _compile(mode: py_compile.PycInvalidationMode, paths: Sequence[str]) -> int:
