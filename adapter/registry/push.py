@@ -114,7 +114,8 @@ class _Sender:
 
     def _send(self, chunk: Chunk, total: int) -> tuple[Chunk, Descriptor]:
         plain = self._read(chunk)
-        packed = zstandard.ZstdCompressor(level=self._level, write_content_size=True).compress(plain)
+        compressor = zstandard.ZstdCompressor(level=self._level, write_content_size=True, write_checksum=True)
+        packed = compressor.compress(plain)
         layer = Descriptor(CHUNK_TYPE, _digest(packed), len(packed))
         is_new = not self._client.has_blob(layer.digest)
         if is_new:

@@ -16,7 +16,7 @@ from adapter.snapshot.store import Store
 from tests.unit.registry.conftest import client_of, digest_of, put_image
 
 PLAIN = b"plain bytes " * 1000
-PACKED = zstandard.compress(PLAIN)
+PACKED = zstandard.ZstdCompressor(write_content_size=True, write_checksum=True).compress(PLAIN)
 MACHINE = {"kernel": "k", "cpu": "c", "driver": "none", "gpus": "none"}
 
 
@@ -110,7 +110,6 @@ CONFIGS = {
     },
     "more chunks than layers": {"chunks": [{"sha256": "0" * 64, "extents": [[0, n, 1]]} for n in range(2)]},
     "no chunks for its layers": {"chunks": []},
-    "another digest of the plain bytes": {"chunks": [{"sha256": "0" * 64, "extents": [[0, 0, len(PLAIN)]]}]},
     "fewer bytes than the chunk has": {"chunks": [{"sha256": "0" * 64, "extents": [[0, 0, len(PLAIN) - 1]]}]},
     "an identity that is none": {"identity": {"code": 1}},
     "an identity without end": {"identity": {"code": "x" * 5000}},
@@ -162,17 +161,20 @@ def chunk(plain):
     return Chunk((Extent("f", 0, len(plain)),), hashlib.sha256(plain).hexdigest())
 
 
-BOMB = zstandard.compress(bytes(2**28))
+BOMB = zstandard.ZstdCompressor(write_content_size=True, write_checksum=True).compress(bytes(2**28))
 FRAMES = {
     "no frame": b"garbage",
     "nothing": b"",
     "a frame cut short": PACKED[:-5],
     "a frame with more behind": PACKED + b"more",
     "two frames": PACKED + PACKED,
-    "a frame that does not say its size": zstandard.ZstdCompressor(write_content_size=False).compress(PLAIN),
+    "a frame that does not say its size": zstandard.ZstdCompressor(
+        write_content_size=False, write_checksum=True
+    ).compress(PLAIN),
     "a bomb": BOMB,
     "a bomb that says another size": BOMB[:4] + bytes([BOMB[4] & 0x3F | 0x40]) + BOMB[5:],
-    "other bytes": zstandard.compress(PLAIN[:-1] + b"x"),
+    "no checksum": zstandard.ZstdCompressor(write_content_size=True, write_checksum=False).compress(PLAIN),
+    "a checksum of other bytes": PACKED[:-4] + bytes(byte ^ 0xFF for byte in PACKED[-4:]),
 }
 
 
