@@ -215,13 +215,13 @@ class ModelWorker(ThreadWorker):  # type: ignore[misc]
         conn = self._connection(connection)
         if conn is None:
             return
-        if _is_over(connection):  # a probe that only connects
+        if not _has_data(connection):
+            self._await_data(conn)
+        elif _is_over(connection):  # a probe that only connects; asked last, since its end may come any moment
             conn.close()
-        elif _has_data(connection):
+        else:
             conn.data_ready = True
             self.enqueue_req(conn)
-        else:
-            self._await_data(conn)
 
     def _await_data(self, conn: TConn) -> None:
         conn.sock.setblocking(False)
