@@ -271,6 +271,12 @@ class Command:
         return _words(line.removeprefix(cls.RESUME).decode())
 
 
+def private_criu(environ: Mapping[str, str]) -> str:
+    """Where scripts/install-criu.sh puts a CRIU of one's own, whether or not it has."""
+    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/root"), ".local/share")
+    return os.path.join(data, "gpufn/criu/criu")
+
+
 def shim_path() -> str:
     """The folder that holds this package: what a function's interpreter needs on its path."""
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

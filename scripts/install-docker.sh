@@ -22,10 +22,10 @@ if [ -x "$folder/dockerd" ] && "$folder/dockerd" --version >/dev/null 2>&1; then
     exit 0
 fi
 for tool in apt-get dpkg; do
-    command -v "$tool" >/dev/null || fail "no $tool here." "The daemon comes out of a Debian package." "Install Docker 24 or newer by hand."
+    command -v "$tool" >/dev/null || fail "no $tool here." "The daemon comes out of a Debian package." "Install Docker 26 or newer by hand."
 done
 mirror=$(debian_mirror)
-[ -n "$mirror" ] || fail "apt's sources name no Debian mirror." "The daemon comes out of a Debian package." "Install Docker 24 or newer by hand."
+[ -n "$mirror" ] || fail "apt's sources name no Debian mirror." "The daemon comes out of a Debian package." "Install Docker 26 or newer by hand."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -38,7 +38,7 @@ rm -rf "$folder.new"
 mkdir "$folder.new"
 mv "$work/root/usr/sbin/dockerd" "$work/root/usr/bin/containerd" "$work/root/usr/bin/containerd-shim-runc-v2" \
     "$work/root/usr/bin/docker-init" "$folder.new"
-"$folder.new/dockerd" --version >/dev/null || fail "Debian $suite's dockerd does not run here." "Its libraries are the system's." "Install Docker 24 or newer by hand."
+"$folder.new/dockerd" --version >/dev/null || fail "Debian $suite's dockerd does not run here." "Its libraries are the system's." "Install Docker 26 or newer by hand."
 rm -rf "$folder"
 mv "$folder.new" "$folder"
 report

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from adapter import replica
 from adapter.cli.output import note
 from adapter.packaging.assemble import assemble
 from adapter.packaging.layers import folder_size
@@ -37,6 +38,5 @@ def command(folder: Path, wheels: Path | None, criu: Path | None, no_criu: bool)
 
 def private_criu(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The folder of the CRIU that scripts/install-criu.sh makes; None: it has not been made here."""
-    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/root"), ".local/share")
-    folder = Path(data, "gpufn", "criu")
-    return folder if (folder / "criu").exists() else None
+    path = Path(replica.private_criu(environ))
+    return path.parent if path.exists() else None

@@ -36,10 +36,10 @@ from adapter.hosts import Deployment, EventSink, Inventory
 from adapter.hosts.artifacts import fetch_snapshots
 from adapter.hosts.container_replica import ContainerReplica, Line
 from adapter.hosts.criu import lend
-from adapter.hosts.engine import Engine, Image
+from adapter.hosts.engine import Engine, Image, name_and_tag
 from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
-from adapter.hosts.process import check_deployment, lock_state, settings_of
+from adapter.hosts.process import check_deployment, copy_secrets, lock_state, settings_of
 from adapter.hosts.replica_log import LogWriter, ReplicaLog
 from adapter.hosts.seccomp import profile
 from adapter.hosts.snapshotter import result_of
@@ -90,6 +90,8 @@ class ContainerHost:
         self._gives_rights = True
         self._podman = False
         self._lent: Path | None = None
+        self._users: dict[str, tuple[int, int]] = {}  # of images by id
+        self._profile = ""
         self._closing = False
         self._lock = lock_state(state)
         self._logs = LogWriter()
@@ -122,6 +124,7 @@ class ContainerHost:
         try:
             await host._remove_leftovers()
             await host._lend_criu()
+            host._profile = host._make_profile()
         except BaseException:
             os.close(host._lock)
             raise
@@ -144,23 +147,24 @@ class ContainerHost:
 
     # Images -------------------------------------------------------------------------------------
 
-    async def look(self, reference: str) -> None:
-        """Find out what an image says of itself: the one that its registry has now under that name.
+    async def look(self, reference: str, latest: bool = True) -> None:
+        """Find out what an image says of itself: the one that its registry has now under that name, or without
+        `latest` the one that is here.
 
         Raises `NotFound` where there is no such image, `ConfigError` where it is no function's of ours.
         """
-        image = await self._latest(reference)
+        image = await self._found(reference, latest)
         _config_of(reference, image)
         self._images[reference] = image
 
-    async def _latest(self, reference: str) -> Image:
+    async def _found(self, reference: str, latest: bool) -> Image:
         """A tag may have moved since the engine fetched it. What was made here, and what a digest names, stays."""
         try:
             here = await self._engine.image(reference)
         except NotFound:
             await self._engine.pull(reference)
             return await self._engine.image(reference)
-        if not here.origins or "@" in reference:
+        if not latest or not here.origins or "@" in reference:
             return here
         try:
             await self._engine.pull(reference)
@@ -172,9 +176,9 @@ class ContainerHost:
 
     def origin(self, reference: str) -> str:
         """Registry, repository and digest of the image that was looked at; empty where it came from none."""
-        name = reference.partition("@")[0]
+        repository = name_and_tag(reference)[0]
         origins = self._images[reference].origins
-        return next((text for text in origins if name.startswith(text.partition("@")[0])), "")
+        return next((text for text in origins if text.partition("@")[0] == repository), "")
 
     def config(self, reference: str) -> tuple[dict[str, Any], str]:
         """The tables of the `gpufn.toml` that an image carries, and what to call them. Raises `NotFound`."""
@@ -188,7 +192,8 @@ class ContainerHost:
 
     async def prepare(self, deployment: Deployment) -> None:
         check_deployment(deployment)
-        await self.look(deployment.image)
+        if deployment.image not in self._images:  # else the deploy has looked
+            await self.look(deployment.image)
         await self._fetch_snapshots(deployment)
 
     async def _fetch_snapshots(self, deployment: Deployment) -> None:
@@ -267,7 +272,7 @@ class ContainerHost:
         """A container of ours that waits for its orders once it runs; returns its id."""
 
         def config() -> dict[str, Any]:
-            security = [f"seccomp={self._profile() if confined else 'unconfined'}"]
+            security = [f"seccomp={self._profile if confined else 'unconfined'}"]
             if _is_root(image):  # others have CRIU's right from its file, which this would forbid
                 security.append("no-new-privileges")
             label, _, host = self._label.partition("=")
@@ -296,7 +301,7 @@ class ContainerHost:
             logger.warning("this engine gives no right to restore: functions load anew", extra={"fields": fields})
             return await self._engine.create(name, config())
 
-    def _profile(self) -> str:
+    def _make_profile(self) -> str:
         """As the engine wants it: Docker the profile itself, Podman a file with it."""
         text = json.dumps(profile())
         if not self._podman:
@@ -319,18 +324,8 @@ class ContainerHost:
         target = home / "secrets"
         target.mkdir(mode=0o755)
         target.chmod(0o755)
+        copy_secrets(self._state, deployment, target)
         for name in deployment.secrets:
-            try:
-                value = (self._state / "secrets" / deployment.namespace / name).read_bytes()
-            except FileNotFoundError as exc:
-                raise NotFound(
-                    f"{deployment.key} needs the secret {name!r}, which does not exist.",
-                    why=f"The namespace {deployment.namespace} has no secret of that name.",
-                    hint=f"faas-cli secret create {name} --namespace {deployment.namespace} --from-file FILE",
-                    code="secret-missing",
-                ) from exc
-            (target / name).touch(mode=0o600)
-            (target / name).write_bytes(value)
             (target / name).chmod(0o444)
         return target
 
@@ -352,7 +347,9 @@ class ContainerHost:
         for path in (self._snapshots, folder.parent, folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0 and not _is_root(image):
-            user, group = await self._user_of(image)
+            if image.id not in self._users:
+                self._users[image.id] = await self._user_of(image)
+            user, group = self._users[image.id]
             await asyncio.to_thread(_give_to, folder, user, group)  # what was pulled is root's until now
         return _mount(folder, f"{SNAPSHOT_PATH}/{place}")
 
@@ -424,7 +421,7 @@ class ContainerHost:
                 raise SnapshotError(
                     "No snapshot can be taken here.",
                     why=f"The container engine does not know the capability {RESTORE_RIGHT}.",
-                    hint="Use Docker 23, Podman 4, or later.",
+                    hint="Use a newer engine: Docker 26.1 and Podman 4.3 give it.",
                     code="no-rights",
                 )
             own = {TASK_VARIABLE: TASK_SNAPSHOT, "GPUFN_RUNTIME_DIR": "/tmp"}  # noqa: S108  # of its container

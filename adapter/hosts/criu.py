@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapter.keys import ENV_CRIU
+from adapter.replica import private_criu
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,7 @@ def lend(folder: Path, environ: Mapping[str, str] = os.environ) -> str:
     """
     if os.geteuid() != 0:
         return "only root can give a file a capability"
-    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/root"), ".local/share")
-    named = environ.get(ENV_CRIU) or os.path.join(data, "gpufn/criu/criu")
-    source = Path(named).resolve().parent
+    source = Path(environ.get(ENV_CRIU) or private_criu(environ)).resolve().parent
     if not list(source.glob(_LOADERS)):
         return f"{source} is no private CRIU; make one with: make criu"
     shutil.rmtree(folder, ignore_errors=True)

@@ -76,10 +76,6 @@ class Engine:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    async def info(self) -> dict[str, Any]:
-        """What ``/info`` says."""
-        return dict(await self._json("GET", "/info"))
-
     async def version(self) -> str:
         """``Docker 26.1.5`` or ``Podman 5.4.2``."""
         said = await self._json("GET", "/version")
@@ -112,7 +108,7 @@ class Engine:
 
     async def pull(self, reference: str) -> None:
         """From its registry, with nobody's credentials. Raises `NotFound` with the registry's words."""
-        name, tag = _name_and_tag(reference)
+        name, tag = name_and_tag(reference)
         query = urlencode({"fromImage": name, "tag": tag})
         try:
             said = await self._call("POST", f"/images/create?{query}", limit_s=_PULL_LIMIT_S)
@@ -135,13 +131,6 @@ class Engine:
     async def start(self, container: str) -> None:
         await self._call("POST", f"/containers/{container}/start")
 
-    async def kill(self, container: str) -> None:
-        """At once. One that has ended is no error."""
-        try:
-            await self._call("POST", f"/containers/{container}/kill")
-        except (NotFound, Conflict):
-            return
-
     async def remove(self, container: str) -> None:
         """With what it wrote, running or not; returns when it is gone. One that is gone already is no error."""
         try:
@@ -156,10 +145,6 @@ class Engine:
         """Until it has ended, for as long as that takes; returns its exit code."""
         said = await self._json("POST", f"/containers/{container}/wait", limit_s=None)
         return int(said["StatusCode"])
-
-    async def inspect(self, container: str) -> dict[str, Any]:
-        """Raises `NotFound`."""
-        return dict(await self._json("GET", f"/containers/{container}/json"))
 
     async def labelled(self, label: str) -> list[str]:
         """Ids of the containers with ``name=value`` as a label, running or not."""
@@ -324,7 +309,7 @@ def _not_pulled(reference: str, why: str) -> NotFound:
     )
 
 
-def _name_and_tag(reference: str) -> tuple[str, str]:
+def name_and_tag(reference: str) -> tuple[str, str]:
     """``registry:5000/name:tag`` taken apart; a digest stands in the place of a tag."""
     if "@" in reference:
         name, _, digest = reference.partition("@")

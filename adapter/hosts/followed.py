@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,7 +26,7 @@ _START_SLACK_S = 40.0
 lose half a minute on a restore that hangs before it begins the start that has a limit."""
 
 
-class FollowedReplica:
+class FollowedReplica(ABC):
     """See `adapter.hosts.Replica`. A host's own kind says how it is spoken to, killed, and what it waits for."""
 
     host = "127.0.0.1"
@@ -43,17 +44,17 @@ class FollowedReplica:
         self._patience: asyncio.TimerHandle | None = None
         self._given_up: dict[str, str] = {}
 
+    @abstractmethod
     def kill(self) -> None:
         """At once, without a drain: for replicas that do not answer, and for tests."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _command(self, line: bytes) -> None:
         """Say a line to its entrypoint. One that is gone is no error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _why_unkillable(self) -> tuple[str, str]:
         """What stands in the way when it was killed and is still there, and how to look into it."""
-        raise NotImplementedError
 
     # What a host asks ---------------------------------------------------------------------------
 

@@ -165,19 +165,7 @@ class ProcessHost:
         shown = self._isolation.shows_secrets
         target = shell.shown if shown else shell.home / "secrets"
         target.mkdir(mode=0o700, exist_ok=True)
-        for name in deployment.secrets:
-            source = self._state / "secrets" / deployment.namespace / name
-            try:
-                value = source.read_bytes()
-            except FileNotFoundError as exc:
-                raise NotFound(
-                    f"{deployment.key} needs the secret {name!r}, which does not exist.",
-                    why=f"The namespace {deployment.namespace} has no secret of that name.",
-                    hint=f"faas-cli secret create {name} --namespace {deployment.namespace} --from-file FILE",
-                    code="secret-missing",
-                ) from exc
-            (target / name).touch(mode=0o600)
-            (target / name).write_bytes(value)
+        copy_secrets(self._state, deployment, target)
         return SECRETS_PATH if shown else str(target)
 
     async def take_snapshot(self, deployment: Deployment) -> dict[str, Any]:
@@ -263,6 +251,22 @@ class ProcessHost:
             shell.close()
             return None
         return shell
+
+
+def copy_secrets(state: Path, deployment: Deployment, target: Path) -> None:
+    """The deployment's secrets out of a state folder, each a file (0600) in `target`. Raises `NotFound`."""
+    for name in deployment.secrets:
+        try:
+            value = (state / "secrets" / deployment.namespace / name).read_bytes()
+        except FileNotFoundError as exc:
+            raise NotFound(
+                f"{deployment.key} needs the secret {name!r}, which does not exist.",
+                why=f"The namespace {deployment.namespace} has no secret of that name.",
+                hint=f"faas-cli secret create {name} --namespace {deployment.namespace} --from-file FILE",
+                code="secret-missing",
+            ) from exc
+        (target / name).touch(mode=0o600)
+        (target / name).write_bytes(value)
 
 
 def settings_of(deployment: Deployment, devices: Sequence[str] = ()) -> ReplicaSettings:

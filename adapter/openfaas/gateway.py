@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 ConfigOf = Callable[[str], tuple[Mapping[str, Any], str]]
 """The tables of an image's `gpufn.toml`, and what to call them. Raises `NotFound`, `ConfigError`, `HandlerError`."""
 
-Look = Callable[[str], Awaitable[object]]
-"""Makes `ConfigOf` know an image, which may have to be fetched. Raises `AdapterError`."""
+Look = Callable[[str, bool], Awaitable[object]]
+"""Makes `ConfigOf` know an image, which may have to be fetched; the flag: as its registry has it now, even where the
+machine has one of that name. Raises `AdapterError`."""
 
 
 class Gateway(Observer):
@@ -109,15 +110,17 @@ class Gateway(Observer):
         if self._look is None:
             return
         try:
-            await self._look(image)
+            await self._look(image, True)
         except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
             raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
 
     async def look_at_all(self) -> None:
         """Before `start`: those images of an earlier life that are still there; the others say so themselves."""
-        for image in {entry.deployment.image for entry in self.catalog.functions()} if self._look else ():
+        if self._look is None:
+            return
+        for image in {entry.deployment.image for entry in self.catalog.functions()}:
             with suppress(AdapterError):
-                await self.look(image)
+                await self._look(image, False)  # a registry that is away must not hold up the start
 
     def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
         """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`, `Unavailable`."""

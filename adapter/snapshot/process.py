@@ -21,6 +21,7 @@ from typing import Any
 
 from adapter.errors import SnapshotCorrupt, SnapshotError
 from adapter.keys import ENV_CRIU
+from adapter.replica import private_criu
 from adapter.snapshot.image import MEMORY_FILE, MEMORY_NAME
 
 PIPE_DESCRIPTORS = 4
@@ -58,9 +59,8 @@ def candidates(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Paths where a CRIU may be, best first. A path that the user names is the only one."""
     if environ.get(ENV_CRIU):
         return [environ[ENV_CRIU]]
-    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/root"), ".local/share")
     installed = shutil.which("criu", path=environ.get("PATH"))
-    places = [os.path.join(data, "gpufn/criu/criu"), "/opt/gpufn/criu/criu", installed]
+    places = [private_criu(environ), "/opt/gpufn/criu/criu", installed]
     return [place for place in places if place and os.access(place, os.X_OK)]
 
 

@@ -189,7 +189,7 @@ def test_podman_is_given_a_file_with_the_profile_and_gpus_by_their_cdi_names(tmp
 
 def test_what_an_engine_repeats_at_length_is_cut(tmp_path, fake):
     with pytest.raises(NotFound) as error:
-        run(Engine(str(fake.path)).inspect("x" * 5000))
+        run(Engine(str(fake.path)).start("x" * 5000))
     assert len(error.value.why) < 700
 
 
