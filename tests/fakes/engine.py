@@ -33,6 +33,7 @@ class FakeImage:
     command: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     user: str = ""
+    origins: tuple[str, ...] = ()
 
 
 @dataclass
@@ -56,6 +57,7 @@ class FakeEngine:
         self.capabilities = KNOWN_CAPABILITIES
         self.containers: dict[str, FakeContainer] = {}
         self.created: list[dict[str, Any]] = []
+        self.pulls: list[str] = []
 
     def create(self, config: dict[str, Any]) -> FakeContainer:
         image = next(image for name, image in self.images.items() if f"sha256:{name}" == config["Image"])
@@ -144,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         engine = self.engine
         if words == ["create"]:
             name = f"{query['fromImage']}:{query['tag']}"
+            engine.pulls.append(name)
             if name in engine.pullable:
                 engine.images[name] = engine.pullable[name]
                 self._answer(200, {"status": "done"})
@@ -152,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = "/".join(words[:-1])
         image = engine.images[name]
-        self._answer(200, {"Id": f"sha256:{name}", "Config": {"Labels": image.labels, "User": image.user, "Env": None}})
+        config = {"Labels": image.labels, "User": image.user, "Env": None}
+        self._answer(200, {"Id": f"sha256:{name}", "Config": config, "RepoDigests": list(image.origins)})
 
     def _create(self, config: dict[str, Any]) -> None:
         unknown = [name for name in config["HostConfig"]["CapAdd"] if name not in self.engine.capabilities]

@@ -214,3 +214,34 @@ def test_what_is_given_to_an_images_user_ends_at_links(tmp_path):
     _give_to(folder, 12345, 12346)
     assert {path.lstat().st_uid for path in (folder, *folder.rglob("*"))} == {12345}
     assert {path.lstat().st_uid for path in (host, host / "shadow")} == {0}
+
+
+def test_a_deploy_asks_the_registry_once_what_a_tag_is_and_a_start_up_does_not(tmp_path, fake):
+    """What was made here, and what a digest names, stays what it is."""
+    fake.images["reg.example/fn:1"] = FakeImage(labels=OURS, origins=("reg.example/fn@sha256:old",))
+    fake.pullable["reg.example/fn:1"] = FakeImage(labels=OURS, origins=("reg.example/fn@sha256:new",))
+
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            await host.look("reg.example/fn:1", False)
+            assert (host.origin("reg.example/fn:1"), fake.pulls) == ("reg.example/fn@sha256:old", [])
+            await host.look("reg.example/fn:1")
+            await host.prepare(function("reg.example/fn:1"))
+            assert (host.origin("reg.example/fn:1"), fake.pulls) == ("reg.example/fn@sha256:new", ["reg.example/fn:1"])
+            await host.look("test/fn:1")
+            assert host.origin("test/fn:1") == ""
+            assert len(fake.pulls) == 1
+
+    run(scenario())
+
+
+def test_the_origin_of_an_image_is_of_its_own_repository(tmp_path, fake):
+    origins = ("reg.example/team/embed@sha256:1", "reg.example/team/embed2@sha256:2")
+    fake.images["reg.example/team/embed2:1"] = FakeImage(labels=OURS, origins=origins)
+
+    async def scenario():
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            await host.look("reg.example/team/embed2:1", False)
+            assert host.origin("reg.example/team/embed2:1") == "reg.example/team/embed2@sha256:2"
+
+    run(scenario())
