@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import threading
 import time
@@ -18,17 +17,14 @@ import click
 from adapter.cli.kept import Kept, kept
 from adapter.cli.output import Column, Output, note, output_options, progress, show
 from adapter.cli.state import state_folder, state_option
-from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
+from adapter.errors import Conflict, NotFound, SnapshotCorrupt
 from adapter.snapshot.image_weights import KEY_PREFIX
-from adapter.snapshot.store import Snapshot, Store, read_snapshot
+from adapter.snapshot.store import Snapshot, Store
 from adapter.units import format_size
 
 if TYPE_CHECKING:
     from adapter.registry.client import Client, Descriptor
     from adapter.registry.push import Progress
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""The kernel's words and the registry's for the same."""
 
 _IMAGE_CONFIG_LIMIT_BYTES = 2**20
 _ID = re.compile(r"[0-9]{1,9}")
@@ -216,11 +212,11 @@ def _connected(image: str, plain_http: bool) -> Iterator[tuple[Client, Descripto
     """A client of the image's repository, and the image manifest that `image` means on this machine."""
     from adapter.registry.client import Client
     from adapter.registry.credentials import find_credentials
-    from adapter.registry.reference import Reference
+    from adapter.registry.reference import Reference, local_architecture
 
     reference = Reference.parse(image)
     with Client(reference, find_credentials(reference), plain_http=plain_http) as client:
-        yield client, client.resolve(_ARCHITECTURES.get(platform.machine(), platform.machine()))
+        yield client, client.resolve(local_architecture())
 
 
 def _owner(client: Client, subject: Descriptor) -> tuple[int, int] | None:
@@ -245,16 +241,6 @@ def _owner(client: Client, subject: Descriptor) -> tuple[int, int] | None:
     return int(name), int(group or name)
 
 
-def _readable(item: Kept) -> Snapshot | None:
-    """A snapshot that root looks at may be that of the user who owns the function's folder."""
-    if item.snapshot is not None or os.geteuid() != 0:
-        return item.snapshot
-    try:
-        return read_snapshot(item.path, owner=item.path.parent.stat().st_uid)
-    except (OSError, SnapshotError):
-        return None
-
-
 def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
     """The process snapshot that is meant. Raises `NotFound`, `Conflict` and `SnapshotCorrupt`."""
     processes = [item for item in items if item.kind == "process"]
@@ -275,7 +261,7 @@ def _chosen(items: list[Kept], which: str | None, image: str) -> Snapshot:
             hint=f"Name one: gpufn snapshot push {image} --snapshot {processes[0].key}",
             code="ambiguous-key",
         )
-    sound = [snapshot for snapshot in map(_readable, processes) if snapshot is not None]
+    sound = [item.snapshot for item in processes if item.snapshot is not None]
     if not sound:
         raise SnapshotCorrupt(f"The snapshot {processes[0].key} is damaged.", why=processes[0].damage)
     return max(sound, key=lambda snapshot: snapshot.created_at_ns)
@@ -286,7 +272,7 @@ def _with_needed(store: Store, process: Snapshot) -> list[Snapshot]:
     key = process.facts.get("weights")
     if not key or str(key).startswith(KEY_PREFIX):  # in it, or in the image
         return [process]
-    for snapshot in map(_readable, kept(store)):
+    for snapshot in (item.snapshot for item in kept(store)):
         if snapshot is None or (snapshot.tenant, snapshot.function) != (process.tenant, process.function):
             continue
         if snapshot.kind == "weights" and snapshot.key == key:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,11 +14,20 @@ import click
 from adapter.cli.buildpack import private_criu
 from adapter.cli.output import Column, Output, note, output_options, progress
 from adapter.errors import AdapterError, ConfigError, NotFound
-from adapter.packaging.creator import ENGINES, Request, Transcript, create, in_place, layout_path, no_image
+from adapter.packaging.creator import (
+    ENGINES,
+    Request,
+    Transcript,
+    create,
+    found_engine,
+    in_place,
+    layout_path,
+    no_image,
+)
 from adapter.packaging.report import BuiltLayer, built_layers
 from adapter.registry.client import Client
 from adapter.registry.credentials import find_credentials
-from adapter.registry.reference import Reference
+from adapter.registry.reference import Reference, local_architecture
 from adapter.units import format_size
 
 _COLUMNS = (
@@ -126,15 +134,11 @@ def _check_run_image(reference: Reference) -> None:
     """Raises `NotFound` where its registry says that it is not there; any other answer is for the lifecycle to hear."""
     try:
         with Client(reference, find_credentials(reference)) as client:
-            client.resolve(_architecture())
+            client.resolve(local_architecture())
     except NotFound as error:
         raise no_image(str(reference), "--run-image", error.why or error.message) from error
     except AdapterError:
         pass  # the build may be in another network than this process
-
-
-def _architecture() -> str:
-    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
@@ -202,17 +206,21 @@ def _of_layout(folder: Path) -> tuple[Mapping[str, Any], list[int]]:
 
 def _of_registry(reference: Reference) -> tuple[Mapping[str, Any], list[int]]:
     with Client(reference, find_credentials(reference)) as client:
-        manifest = client.get_manifest(client.resolve(_architecture()).digest).data
+        manifest = client.get_manifest(client.resolve(local_architecture()).digest).data
         config = manifest["config"]
         return json.loads(client.get_blob(config["digest"], config["size"])), [e["size"] for e in manifest["layers"]]
 
 
 def _of_engine(request: Request) -> Mapping[str, Any]:
-    command = [request.engine or "docker", "image", "inspect", request.image]
+    engine = request.engine or found_engine()
+    command = [engine, "image", "inspect", request.image]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise AdapterError(
-            f"{request.image} was built, and cannot be looked at.", why=done.stderr.strip(), code="engine-failed"
+            f"{request.image} was built, and cannot be looked at.",
+            why=done.stderr.strip(),
+            hint=f"See that it is there: {engine} image ls",
+            code="engine-failed",
         )
     found = json.loads(done.stdout)[0]
     return {"config": found["Config"], "rootfs": {"diff_ids": found["RootFS"]["Layers"]}}

@@ -227,6 +227,7 @@ def _weights(
             layer.folder,
             token_file=_token_file(places.platform),
             python=str(home / "bin" / "python"),
+            identity=made_from["identity"],
         )
         layer.set_env("GPUFN_WEIGHTS", str(layer.folder))
         layer.set_env(MODEL_DIR, str(layer.folder / "model"))

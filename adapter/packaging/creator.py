@@ -290,7 +290,7 @@ def _in_container(request: Request, parts: _Parts, watch: Watch) -> Transcript:
             hint="Name one: gpufn build FOLDER IMAGE --builder IMAGE --run-image IMAGE (docs/how-to/base-images.md)",
             code="no-builder",
         )
-    engine = _Engine(request.engine or _found_engine())
+    engine = _Engine(request.engine or found_engine())
     builder = engine.environment_of(request.builder, option="--builder")
     ids = _ids(builder)
     root = "/gpufn"
@@ -437,7 +437,8 @@ def _fetch_layout(image: str, folder: Path, insecure: Sequence[str]) -> None:
         )
 
 
-def _found_engine() -> str:
+def found_engine() -> str:
+    """The first of `ENGINES` on the PATH. Raises `Unavailable`."""
     for name in ENGINES:
         if shutil.which(name):
             return name

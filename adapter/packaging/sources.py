@@ -103,15 +103,18 @@ def fetch_weights(
     python: str = sys.executable,
     environ: Mapping[str, str] | None = None,
     shim: Path | None = None,
+    identity: str = "",
     progress: Progress = silent,
 ) -> FetchedWeights:
     """Write the weights into the folder `target`, whole or not at all; what was there is replaced.
 
     `token_file` holds the hub's token, a build secret: it is read, sent to the hub, and is in no error and no file.
     `python` is the interpreter with the function's packages, and `environ` what it needs (``PYTHONPATH``): PyTorch
-    files and GGUF are converted with it, by the package `adapter` in the folder `shim` (default: this one). Raises `AdapterError`: nothing new is in `target` then.
+    files and GGUF are converted with it, by the package `adapter` in the folder `shim` (default: this one).
+    `identity` is `source_identity`, from a caller who has it: a folder's files are then not read for it once more.
+    Raises `AdapterError`: nothing new is in `target` then.
     """
-    identity = source_identity(config, function_folder)
+    identity = identity or source_identity(config, function_folder)
     source = source_of(config, function_folder, token_file=token_file)
     _sweep(target)
     draft = target.with_name(f".{target.name}.draft-{secrets.token_hex(4)}")

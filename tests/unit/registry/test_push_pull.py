@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -298,9 +297,7 @@ def test_what_a_container_puts_into_its_folder_leads_a_pull_nowhere(client, stor
 
 def test_a_push_reads_nothing_through_a_link(client, store, tmp_path):
     snapshot, image = take(store), put_image(client)
-    (tmp_path / "host").mkdir()
-    shutil.copy(snapshot.path / "images/memory.img", tmp_path / "host/memory.img")
-    shutil.rmtree(snapshot.path / "images")
+    (snapshot.path / "images").rename(tmp_path / "host")  # a copy would fill its holes
     (snapshot.path / "images").symlink_to(tmp_path / "host")
     with pytest.raises((OSError, AdapterError)):
         push(client, image, snapshot)
