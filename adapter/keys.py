@@ -48,6 +48,29 @@ SNAPSHOT_PATH = "/var/lib/gpufn/snapshots"
 MODEL_DIR = "MODEL_DIR"
 """Variable of a function whose image brings weights: the folder with the model's configuration and files."""
 
+# On Kubernetes.
+SYSTEM_NAMESPACE = "gpufn-system"
+"""Where our own components run."""
+FIELD_MANAGER = "gpufn"
+"""Ours in server-side apply."""
+FUNCTION_LABEL = f"{DOMAIN}/function"
+"""Label of a pod that is a function's though neither Knative nor OpenFaaS made it; its value is the function's name."""
+KNATIVE_SERVICE_LABEL, KNATIVE_REVISION_LABEL = "serving.knative.dev/service", "serving.knative.dev/revision"
+OPENFAAS_LABEL = "faas_function"
+TENANT_LABEL = f"{DOMAIN}/tenant"
+"""Label of a namespace: whose functions are in it; without it the namespace is its own tenant."""
+SNAPSHOTS_LABEL = f"{DOMAIN}/snapshots"
+"""Label of a namespace that lets functions keep snapshots on nodes, with the rights that CRIU needs: ``enabled``."""
+PATCHED_ANNOTATION = f"{DOMAIN}/patched"
+"""Hash of what the pod webhook put into a pod: there, it has nothing left to do."""
+PLACEMENT_ANNOTATION = f"{DOMAIN}/placement"
+"""Why the pod webhook chose the nodes it prefers, as compact JSON: for ``gpufn explain``."""
+ADMITTED_ANNOTATION = f"{DOMAIN}/admitted-at"
+"""When the pod webhook saw a pod, in nanoseconds since the epoch: Kubernetes' own times are whole seconds."""
+OWN_ANNOTATIONS = frozenset({PATCHED_ANNOTATION, PLACEMENT_ANNOTATION, ADMITTED_ANNOTATION, f"{DOMAIN}/status"})
+"""Written by us: what users write is a key of `adapter.spec.FIELDS`."""
+NVIDIA_GPU = "nvidia.com/gpu"
+
 # Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
 ENV_PREFIX = "GPUFN_"
 
