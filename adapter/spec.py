@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter.errors import ConfigError, HandlerError
 from adapter.keys import CONFIG_FILE, DOMAIN, HANDLER_FILE
-from adapter.units import parse_duration_s, parse_size_bytes
+from adapter.units import format_size, parse_duration_s, parse_size_bytes
 
+SPOT_WORDS = ("any", "prefer", "avoid", "require", "never")
 MAX_REPLICAS = 1000
 MAX_DURATION_S = 30 * 86400.0
+MAX_BUDGET_GPU_S = 1e9
+"""More than eleven thousand GPUs can hold in a day."""
 
 
 class Form:
-    """How a value is written: parses a TOML value or an annotation's text, or raises `ValueError` saying how."""
+    """How a value is written: parses a TOML value or an annotation's text, or raises `ValueError` saying how.
 
-    def __init__(self, accepted: str, parse: Callable[[Any], Any]) -> None:
+    `none` is the word that means None; empty where no word does.
+    """
+
+    def __init__(self, accepted: str, parse: Callable[[Any], Any], none: str = "") -> None:
         self.accepted = accepted
+        self.none = none
         self._parse = parse
 
     def __call__(self, value: Any) -> Any:
@@ -41,6 +49,21 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError
     return float(value)
+
+
+def _or(none: str, form: Form) -> Form:
+    """`form`, or the word that means None."""
+    return Form(f"{none}, or {form.accepted}", lambda value: None if value == none else form(value), none)
+
+
+def _from_to(low: float, high: float, what: str) -> Form:
+    def parse(value: Any) -> float:
+        number = _number(value)
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    return Form(f"{what} from {low:g} to {high:g}", parse)
 
 
 def _whole(low: int, high: int) -> Form:
@@ -110,6 +133,45 @@ def _gpu_count() -> Form:
     return Form("a whole number of GPUs up to 64, or a share of one such as 0.5", parse)
 
 
+_MIG_PROFILE = re.compile(r"(?:[1-9]c\.)?[1-9]g\.([1-9][0-9]{0,3})gb(?:[+.-][a-z0-9.+-]{1,20})?")
+"""Its group is the gigabytes of a slice. Suffixes say what else it has: ``1g.10gb+me``."""
+
+
+def _mig_profile() -> Form:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        profile = value.strip().lower().removeprefix("mig-")
+        if profile and not _MIG_PROFILE.fullmatch(profile):
+            raise ValueError
+        return profile
+
+    return Form("a MIG profile like 1g.5gb or 3g.20gb", parse)
+
+
+_COMPUTE_CAPABILITY = re.compile(r"(?:>=)?\s*([1-9][0-9]{0,2})(?:\.([0-9]{1,2}))?")
+
+
+def _compute_capability() -> Form:
+    def parse(value: Any) -> tuple[int, int]:
+        match = _COMPUTE_CAPABILITY.fullmatch(value.strip() if isinstance(value, str) else f"{_number(value):g}")
+        if match is None:
+            raise ValueError
+        return int(match[1]), int(match[2] or 0)
+
+    return Form("the least compute capability, like 8.0 or >= 8.0", parse)
+
+
+def _gpu_seconds() -> Form:
+    def parse(value: Any) -> float:
+        seconds = parse_duration_s(value) if isinstance(value, str) else _number(value)
+        if not 0 <= seconds <= MAX_BUDGET_GPU_S:
+            raise ValueError
+        return seconds
+
+    return Form("GPU-seconds, as a number or as a duration of one GPU like 36h", parse)
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One key that a user may write. `name` is the attribute of `FunctionSpec` that it sets."""
@@ -129,11 +191,16 @@ FIELDS: tuple[Field, ...] = (
     Field("gpus", "gpu", "count", "gpu", _gpu_count(), 0.0, "GPUs for one replica, or a share of one"),
     Field("gpu_models", "gpu", "models", "models", _words(), (), "GPU models in order of preference; empty: any"),
     Field("gpu_memory_bytes", "gpu", "memory", "memory", _size(), 0, "GPU memory of one replica, others may have the rest; 0: its share of the GPU"),
+    Field("mig_profile", "gpu", "mig", "mig", _mig_profile(), "", "MIG profile of the slices it needs, on a cluster, `count` of them; empty: none"),
+    Field("compute_capability", "gpu", "compute", "compute", _or("any", _compute_capability()), None, "least compute capability of the GPU, on a cluster"),
+    Field("spot", "gpu", "spot", "spot", _choice(*SPOT_WORDS), "any", "machines that the provider may take back, on a cluster; require and never are kept to, prefer and avoid weigh"),
     Field("min_replicas", "scale", "min", "min", _whole(0, MAX_REPLICAS), 0, "replicas that stay up without traffic"),
     Field("max_replicas", "scale", "max", "max", _whole(1, MAX_REPLICAS), 1, "replicas under load"),
     Field("initial_replicas", "scale", "initial", "initial", _whole(0, MAX_REPLICAS), 1, "replicas started by a deploy"),
     Field("park_after_s", "scale", "park", "park", _duration(), 60.0, "idle time until a replica is parked; 0: never"),
-    Field("idle_s", "scale", "idle", "idle", _duration(), 300.0, "idle time until a replica is stopped; 0: never"),
+    Field("idle_s", "scale", "idle", "idle", _or("auto", _duration()), None, "idle time until a replica is stopped; auto: learned from the function's own gaps and wakes; 0: never"),
+    Field("idle_max_s", "scale", "idle_max", "idle-max", _duration(1.0), 3600.0, "the longest that it is kept where `idle` is auto"),
+    Field("cold_price", "scale", "cold_price", "cold-price", _from_to(0.0, 10_000.0, "a number"), 10.0, "how many seconds of a held GPU one second of a caller's waiting is worth, where `idle` is auto; 10: an hour of a person costs ten times that of a GPU"),
     Field("in_flight", "scale", "in_flight", "in-flight", _whole(1, 1000), 0, "requests a replica handles at once; default: 1 with a GPU, 8 without"),
     Field("queue", "scale", "queue", "queue", _whole(0, 100_000), 1000, "requests that may wait for a replica; more get 503"),
     Field("start_timeout_s", "limits", "start_timeout", "start-timeout", _duration(1.0), 300.0, "a start that takes longer has failed"),
@@ -147,6 +214,7 @@ FIELDS: tuple[Field, ...] = (
     Field("weights_include", "weights", "include", "weights-include", _words(), (), "which files of the source, as patterns; empty: the checkpoint and the small files beside it", is_built_in=True),
     Field("weights_dtype", "weights", "dtype", "weights-dtype", _choice("keep", "float32", "float16", "bfloat16"), "keep", "what a GGUF file becomes: kept as it is, or dequantised to this type", is_built_in=True),
     Field("price_class", "price", "class", "price-class", _text(), "standard", "row of the price plan that bills this function"),
+    Field("budget_gpu_s", "price", "budget", "budget", _gpu_seconds(), 0.0, "GPU-seconds that it may hold in a UTC day, then it wakes no more; 0: no bound"),
     Field("tenant", "function", "tenant", "tenant", _text(), "default", "whose function this is: bills and snapshots are kept apart"),
 )  # fmt: skip
 
@@ -161,11 +229,18 @@ class FunctionSpec:
     gpus: float
     gpu_models: tuple[str, ...]
     gpu_memory_bytes: int
+    mig_profile: str
+    compute_capability: tuple[int, int] | None
+    """``(8, 0)`` of 8.0; None: any."""
+    spot: str
     min_replicas: int
     max_replicas: int
     initial_replicas: int
     park_after_s: float
-    idle_s: float
+    idle_s: float | None
+    """None: learned, see `adapter.policy.scaling`."""
+    idle_max_s: float
+    cold_price: float
     in_flight: int
     queue: int
     start_timeout_s: float
@@ -179,6 +254,7 @@ class FunctionSpec:
     weights_include: tuple[str, ...]
     weights_dtype: str
     price_class: str
+    budget_gpu_s: float
     tenant: str
 
 
@@ -188,7 +264,7 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
     Annotations of other domains are nobody's business here. Raises `ConfigError` naming the key,
     the value, the accepted form and, for an unknown key, the nearest known one.
     """
-    values: dict[str, Any] = {item.name: item.default for item in FIELDS}
+    values: dict[str, Any] = {}
     for table, entries in file.items():
         if not isinstance(entries, Mapping):
             raise _unknown(f"{table}", source, sorted({f"[{item.table}]" for item in FIELDS}))
@@ -211,7 +287,7 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
                 code="built-in",
             )
         values[known.name] = _value(known, text, f"annotation {name}")
-    return _checked(values, source)
+    return _checked({**{item.name: item.default for item in FIELDS}, **values}, values.keys(), source)
 
 
 def _value(item: Field, value: Any, where: str) -> Any:
@@ -236,7 +312,12 @@ def _unknown(name: str, where: str, known: list[str]) -> ConfigError:
     )
 
 
-def _checked(values: dict[str, Any], source: str) -> FunctionSpec:
+def asked_in(annotations: Mapping[str, str]) -> frozenset[str]:
+    """The attributes of `FunctionSpec` that annotations set."""
+    return frozenset(item.name for name, item in _BY_ANNOTATION.items() if name in annotations)
+
+
+def _checked(values: dict[str, Any], asked: Collection[str], source: str) -> FunctionSpec:
     if values["min_replicas"] > values["max_replicas"]:
         raise ConfigError(
             f"{source}: scale.min = {values['min_replicas']} is above scale.max = {values['max_replicas']}.",
@@ -244,9 +325,33 @@ def _checked(values: dict[str, Any], source: str) -> FunctionSpec:
             hint="Raise scale.max or lower scale.min.",
             code="bad-value",
         )
+    if values["mig_profile"]:
+        values["gpus"] = values["gpus"] if "gpus" in asked else 1.0
+        _check_slices(values, source)
     values["initial_replicas"] = min(values["initial_replicas"], values["max_replicas"])
     values["in_flight"] = values["in_flight"] or (1 if values["gpus"] else 8)
     return FunctionSpec(**values)
+
+
+def _check_slices(values: Mapping[str, Any], source: str) -> None:
+    """Of a function that asks for a MIG profile."""
+    profile, count, memory_bytes = values["mig_profile"], values["gpus"], values["gpu_memory_bytes"]
+    if count != int(count):
+        raise ConfigError(
+            f"{source}: gpu.count = {count:g} and gpu.mig = {profile} contradict each other.",
+            why="A share is of a whole GPU; a MIG slice is one already, and cannot be shared.",
+            hint="Leave gpu.count out, or make it the number of slices.",
+            code="contradiction",
+        )
+    match = _MIG_PROFILE.fullmatch(profile)
+    assert match is not None
+    if memory_bytes > int(match[1]) * 2**30:
+        raise ConfigError(
+            f"{source}: gpu.memory = {format_size(memory_bytes)} and gpu.mig = {profile} contradict each other.",
+            why=f"A slice of this profile has {match[1]} GB.",
+            hint="Ask for a larger profile, or leave gpu.memory out.",
+            code="contradiction",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

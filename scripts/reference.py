@@ -78,6 +78,8 @@ def default_of(item: Field) -> str:
     value = item.default
     if item.name == "in_flight":
         return "`8`, with a GPU `1`"
+    if value is None:
+        return f'`"{item.form.none}"`'
     if item.name.endswith("_s"):
         return f'`"{value:g}s"`'
     if item.name.endswith("_bytes"):

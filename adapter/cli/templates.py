@@ -147,6 +147,8 @@ def _toml(item: Field) -> str:
     value = item.default
     if item.name == "in_flight":
         return "8"
+    if value is None:
+        return json.dumps(item.form.none)
     if item.name.endswith("_s"):
         return f'"{value:g}s"'
     if item.name.endswith("_bytes"):

@@ -20,6 +20,9 @@ SNAPSHOT_GRACE_S = 120.0
 """How much longer an idle replica is spared because a snapshot is being taken beside it: several times
 what a dump of a large process takes, and short enough that one which hangs costs little."""
 
+UNLEARNED_IDLE_S = 300.0
+"""How long an idle replica of a function is kept whose idle time is to be learned, while nothing is known of it."""
+
 STARTING, SERVING, PARKED = "starting", "serving", "parked"
 _LIVE = frozenset({STARTING, SERVING, PARKED})
 
@@ -99,9 +102,13 @@ def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: 
     for r in replicas:
         if r.state not in _LIVE or r.in_flight or r.idle_since_s is None:
             continue
-        limits = (0.0,) if r.outdated else (spec.park_after_s, spec.idle_s, 0.0)
+        limits = (0.0,) if r.outdated else (spec.park_after_s, _idle_s(spec), 0.0)
         instants.extend(_due_s(r, r.idle_since_s, after_s) for after_s in limits)
     return min((instant for instant in instants if instant > now_s), default=None)
+
+
+def _idle_s(spec: FunctionSpec) -> float:
+    return UNLEARNED_IDLE_S if spec.idle_s is None else spec.idle_s
 
 
 def _longest_idle_first(r: ReplicaView) -> tuple[float, str]:
@@ -143,7 +150,7 @@ def _rest(spec: FunctionSpec, live: Sequence[ReplicaView], needed: int, now_s: f
         parked = r.state == PARKED
         if not (total if parked else awake) > needed:
             continue
-        if is_due(r, spec.idle_s):
+        if is_due(r, _idle_s(spec)):
             actions.append(Stop(r.id, "idle"))
             total -= 1
             awake -= not parked

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapter.errors import ConfigError, HandlerError
-from adapter.spec import FIELDS, FunctionSpec, parse_spec, read_config, read_handler_shape
+from adapter.spec import FIELDS, FunctionSpec, asked_in, parse_spec, read_config, read_handler_shape
 
 
 def shape(tmp_path, source: str):
@@ -64,6 +64,10 @@ def test_a_switch_may_be_written_as_toml_boolean():
         ("scale", "max", float("inf")), ("scale", "max", float("nan")), ("scale", "idle", "soon"), ("scale", "idle", -1),
         ("scale", "idle", "800h"), ("limits", "start_timeout", "0s"), ("limits", "body", "big"), ("limits", "body", 1.5),
         ("gpu", "count", 1.5), ("gpu", "count", -0.5), ("gpu", "count", [1]), ("gpu", "models", [1]), ("gpu", "models", {}),
+        ("gpu", "mig", "big"), ("gpu", "mig", 1), ("gpu", "mig", "1g.5gb; rm"), ("gpu", "compute", "new"), ("gpu", "compute", "< 8"),
+        ("gpu", "compute", ""), ("gpu", "compute", float("inf")), ("gpu", "spot", "often"), ("scale", "cold_price", -1),
+        ("scale", "cold_price", "1e9"), ("scale", "cold_price", float("nan")), ("scale", "idle_max", "0s"), ("scale", "idle_max", "-5m"),
+        ("scale", "idle_max", "10000h"), ("price", "budget", -1), ("price", "budget", "much"), ("price", "budget", float("nan")),
         ("snapshot", "process", "maybe"), ("snapshot", "process", 1), ("price", "class", 3),
     ],
 )  # fmt: skip
@@ -94,6 +98,52 @@ def test_an_unknown_key_like_nothing_lists_what_there_is():
     with pytest.raises(ConfigError) as caught:
         parse_spec({"qqq": {"qqq": 1}}, {})
     assert "scale.idle" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["8.0", ">= 8.0", ">=8", " 8 ", 8, 8.0])
+def test_a_least_compute_capability_may_be_written_in_several_ways(text):
+    assert parse_spec({"gpu": {"compute": text}}, {}).compute_capability == (8, 0)
+
+
+def test_any_compute_capability_is_none_in_particular():
+    assert parse_spec({"gpu": {"compute": "any"}}, {}).compute_capability is None
+
+
+def test_idle_time_is_learned_unless_it_is_said():
+    assert parse_spec({}, {"gpufn.dev/idle": "auto"}).idle_s is None is parse_spec({}, {}).idle_s
+    assert parse_spec({}, {"gpufn.dev/idle": "0"}).idle_s == 0
+
+
+def test_a_budget_is_gpu_seconds_or_the_time_of_one_gpu():
+    assert parse_spec({}, {"gpufn.dev/budget": "7200"}) == parse_spec({}, {"gpufn.dev/budget": "2h"})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count"),
+    [({"mig": "1g.5gb"}, 1), ({"mig": "mig-1g.10gb+me", "count": 2}, 2), ({"mig": "3G.20GB", "memory": "20Gi"}, 1)],
+)
+def test_a_mig_profile_means_one_slice_unless_told(gpu, count):
+    spec = parse_spec({"gpu": gpu}, {})
+    assert (spec.gpus, spec.in_flight) == (count, 1)
+    assert spec.mig_profile == gpu["mig"].lower().removeprefix("mig-")
+
+
+def test_no_gpu_wins_over_the_profile_of_one():
+    assert parse_spec({"gpu": {"mig": "1g.5gb"}}, {"gpufn.dev/gpu": "0"}).gpus == 0
+
+
+@pytest.mark.parametrize("gpu", [{"mig": "1g.5gb", "count": 0.5}, {"mig": "1g.5gb", "memory": "6Gi"}])
+def test_a_mig_profile_is_refused_beside_what_contradicts_it(gpu):
+    with pytest.raises(ConfigError, match="contradict") as caught:
+        parse_spec({"gpu": gpu}, {})
+    assert caught.value.code == "contradiction"
+
+
+def test_which_attributes_annotations_set():
+    assert asked_in({"gpufn.dev/mig": "1g.5gb", "gpufn.dev/idle": "auto", "other/gpu": "1"}) == {
+        "mig_profile",
+        "idle_s",
+    }
 
 
 def test_least_replicas_cannot_exceed_most():
