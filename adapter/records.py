@@ -205,6 +205,7 @@ class LeaseInterval:
     """One replica in one phase from `started_at_ns` to `ended_at_ns`; the ledger's unit.
 
     `id` is deterministic (replica and sequence number), so that a repeated delivery counts once.
+    `node` is the Kubernetes node it was on; empty on a machine of its own.
     `share` is the part of `device` held, 0 to 1, or a count of whole devices; `device` is a GPU's UUID (several
     with commas between), `gpu_model` its driver's name for it; or ``cpu`` and empty where a replica holds none,
     and then its seconds are replica-seconds.
@@ -223,3 +224,22 @@ class LeaseInterval:
     started_at_ns: int
     ended_at_ns: int
     gpu_model: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInterval:
+    """One GPU (or MIG slice) that was there from `started_at_ns` to `ended_at_ns`, as its node's agent saw it.
+
+    `held_ns` of that time functions held it, `others_ns` pods that are none; by share, so that half of it for 2 ns
+    is 1. The rest it was idle. `id` is deterministic.
+    """
+
+    id: str
+    node: str
+    device: str
+    model: str
+    started_at_ns: int
+    ended_at_ns: int
+    held_ns: int
+    others_ns: int

@@ -40,6 +40,7 @@ REPLICA_METRICS = {
     "gpufn_rung_failures_total": "faster rungs that were not taken, by reason",
     "gpufn_snapshots_total": "process snapshots, by how far they came",
     "gpufn_model_exits_total": "model processes that ended unasked, by reason",
+    "gpufn_busy_seconds_total": "seconds with at least one request in flight",
 }
 """What a replica's own metrics mean; their names are checked against what it serves."""
 
@@ -235,7 +236,7 @@ def _gateway_metrics() -> Iterator[tuple[str, ...]]:
 
 
 def _replica_metrics() -> Iterator[tuple[str, ...]]:
-    served = [line.split() for line in ReplicaMetrics("f", "n")._lines([], 0) if line.startswith("# TYPE ")]  # noqa: SLF001
+    served = [line.split() for line in ReplicaMetrics("f", "n")._lines([], 0, 0) if line.startswith("# TYPE ")]  # noqa: SLF001
     for _, _, name, kind in served:
         yield f"`{name}`", kind, REPLICA_METRICS[name]
 

@@ -136,13 +136,14 @@ def leases_command(
 def merged(intervals: Iterable[LeaseInterval]) -> list[LeaseInterval]:
     """Those that follow each other and differ in nothing else as one, under the first's id; in order."""
     whole: list[LeaseInterval] = []
-    last_of: dict[str, int] = {}  # replica -> where its latest is
+    last_of: dict[tuple[str, str], int] = {}  # replica and device -> where its latest is
     for interval in intervals:
-        at = last_of.get(interval.replica)
+        held = interval.replica, interval.device
+        at = last_of.get(held)
         if at is not None and _goes_on(whole[at], interval):
             whole[at] = replace(whole[at], ended_at_ns=interval.ended_at_ns)
         else:
-            last_of[interval.replica] = len(whole)
+            last_of[held] = len(whole)
             whole.append(interval)
     return whole
 

@@ -25,6 +25,7 @@ LEASES = sa.Table(
     sa.Column("started_at_ns", sa.BigInteger, nullable=False),
     sa.Column("ended_at_ns", sa.BigInteger, nullable=False),
     sa.Column("gpu_model", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
 )
 STARTS = sa.Table(
     "starts",
@@ -34,6 +35,16 @@ STARTS = sa.Table(
     sa.Column("function", sa.Text, nullable=False),
     sa.Column("namespace", sa.Text, nullable=False),
     sa.Column("record", sa.Text, nullable=False),  # JSON: `adapter.records.StartRecord.to_json`
+)
+DEVICES = sa.Table(
+    "device_intervals",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("node", "device", "model")),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("started_at_ns", "ended_at_ns", "held_ns", "others_ns")
+    ),
 )
 
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -59,6 +70,19 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX starts_by_time ON starts (started_at_ns)",
     ),
     ("ALTER TABLE lease_intervals ADD COLUMN gpu_model TEXT NOT NULL DEFAULT ''",),
+    (
+        "ALTER TABLE lease_intervals ADD COLUMN node TEXT NOT NULL DEFAULT ''",
+        """
+        CREATE TABLE device_intervals (
+            id TEXT PRIMARY KEY,
+            node TEXT NOT NULL, device TEXT NOT NULL, model TEXT NOT NULL,
+            started_at_ns BIGINT NOT NULL, ended_at_ns BIGINT NOT NULL,
+            held_ns BIGINT NOT NULL, others_ns BIGINT NOT NULL,
+            CHECK (ended_at_ns > started_at_ns)
+        )
+        """,
+        "CREATE INDEX device_intervals_by_end ON device_intervals (ended_at_ns)",
+    ),
 )
 
 VERSION = len(STEPS)

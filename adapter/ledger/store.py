@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.errors import LedgerError
-from adapter.ledger.schema import LEASES, STARTS, migrate
-from adapter.records import LeaseInterval, LeasePhase, StartRecord
+from adapter.ledger.schema import DEVICES, LEASES, STARTS, migrate
+from adapter.policy.leases import CPU_DEVICE
+from adapter.records import DeviceInterval, LeaseInterval, LeasePhase, StartRecord
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +70,7 @@ class Ledger:
 
     def add_start(self, record: StartRecord) -> None:
         """Append a start; one that is there already (same replica and instant) is left as it is."""
-        row = {
-            "replica": record.replica,
-            "started_at_ns": record.started_at_ns,
-            "function": record.function,
-            "namespace": record.namespace,
-            "record": json.dumps(record.to_json(), sort_keys=True),
-        }
-        self._append(STARTS, [row])
+        self.add([], [record], [])
 
     def add_intervals(self, intervals: Iterable[LeaseInterval]) -> int:
         """Append intervals, all or none; returns how many were new.
@@ -83,35 +78,39 @@ class Ledger:
         One whose id is there with other values, or that does not end after it starts, is kept out and logged:
         it must not hold up the rest.
         """
-        rows = [{**{name: getattr(i, name) for name in _COLUMNS}, "phase": i.phase.value} for i in intervals]
-        sound = [row for row in rows if row["ended_at_ns"] > row["started_at_ns"]]
-        for row in rows:
-            if row["ended_at_ns"] <= row["started_at_ns"]:
-                logger.error("an interval without length is kept out", extra={"fields": {"id": row["id"]}})
-        return self._append(LEASES, sound)
+        return self.add(intervals, [], [])
 
-    def _append(self, table: sa.Table, rows: list[dict[str, Any]]) -> int:
-        """How many were new. (Two that send the same row to PostgreSQL at one instant both count it.)"""
-        if not rows:
+    def add(
+        self, intervals: Iterable[LeaseInterval], starts: Iterable[StartRecord], devices: Iterable[DeviceInterval]
+    ) -> int:
+        """Append all of them or none, as `add_intervals` and `add_start` do; returns how many were new."""
+        batches = (
+            (LEASES, _sound([{**{name: getattr(i, name) for name in _COLUMNS}, "phase": i.phase.value} for i in intervals])),
+            (STARTS, [_start_row(record) for record in starts]),
+            (DEVICES, _sound([asdict(device) for device in devices])),
+        )  # fmt: skip
+        if not any(rows for _, rows in batches):
             return 0
-        first, *_ = keys = list(table.primary_key)
         with self._begin() as connection:
-            there: dict[tuple[Any, ...], dict[str, Any]] = {}
-            for part in _parts([row[first.name] for row in rows]):
-                found = connection.execute(table.select().where(first.in_(part))).mappings()
-                there |= {tuple(row[key.name] for key in keys): dict(row) for row in found}
-            new = []
-            for row in rows:
-                key = tuple(row[column.name] for column in keys)
-                if key not in there:
-                    there[key] = row
-                    new.append(row)
-                elif there[key] != row:
-                    logger.error(
-                        "a row came again with other values: the first one stays", extra={"fields": {"key": key}}
-                    )
-            if new:
-                connection.execute(self._insert(table).on_conflict_do_nothing(), new)
+            return sum(self._append(connection, table, rows) for table, rows in batches)
+
+    def _append(self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> int:
+        """How many were new. (Two that send the same row to PostgreSQL at one instant both count it.)"""
+        first, *_ = keys = list(table.primary_key)
+        there: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for part in _parts([row[first.name] for row in rows]):
+            found = connection.execute(table.select().where(first.in_(part))).mappings()
+            there |= {tuple(row[key.name] for key in keys): dict(row) for row in found}
+        new = []
+        for row in rows:
+            key = tuple(row[column.name] for column in keys)
+            if key not in there:
+                there[key] = row
+                new.append(row)
+            elif there[key] != row:
+                logger.error("a row came again with other values: the first one stays", extra={"fields": {"key": key}})
+        if new:
+            connection.execute(self._insert(table).on_conflict_do_nothing(), new)
         return len(new)
 
     def starts(
@@ -126,13 +125,31 @@ class Ledger:
             texts = connection.execute(query).scalars().all()
         return [record for record in map(_start_record, texts) if record is not None]
 
-    def intervals(self, start_ns: int, end_ns: int, function: str | None = None) -> list[LeaseInterval]:
-        """Those that overlap ``[start_ns, end_ns)``, in order of their start."""
+    def intervals(
+        self,
+        start_ns: int,
+        end_ns: int,
+        function: str | None = None,
+        *,
+        namespace: str | None = None,
+        phase: LeasePhase | None = None,
+        on_gpus: bool = False,
+        limit: int | None = None,
+    ) -> list[LeaseInterval]:
+        """Those that overlap ``[start_ns, end_ns)``, in order of their start; the first `limit` of them."""
         query = LEASES.select().where(LEASES.c.ended_at_ns > start_ns, LEASES.c.started_at_ns < end_ns)
-        if function is not None:
-            query = query.where(LEASES.c.function == function)
+        chosen = (
+            (LEASES.c.function, function),
+            (LEASES.c.namespace, namespace),
+            (LEASES.c.phase, phase and phase.value),
+        )
+        for column, value in chosen:
+            query = query if value is None else query.where(column == value)
+        if on_gpus:
+            query = query.where(LEASES.c.device != CPU_DEVICE)
+        query = query.order_by(LEASES.c.started_at_ns, LEASES.c.id).limit(limit)
         with self._read() as connection:
-            rows = connection.execute(query.order_by(LEASES.c.started_at_ns, LEASES.c.id)).all()
+            rows = connection.execute(query).all()
         return [LeaseInterval(**{**row._mapping, "phase": LeasePhase(row.phase)}) for row in rows]  # noqa: SLF001
 
     def summary(self, start_ns: int, end_ns: int) -> list[LeaseInterval]:
@@ -154,6 +171,18 @@ class Ledger:
                 found.append(LeaseInterval(id="", started_at_ns=start_ns, ended_at_ns=start_ns + held_ns, **row))
         return found
 
+    def devices(self, start_ns: int, end_ns: int) -> list[DeviceInterval]:
+        """Of GPUs on nodes, those that overlap ``[start_ns, end_ns)``, in order of their start."""
+        query = DEVICES.select().where(DEVICES.c.ended_at_ns > start_ns, DEVICES.c.started_at_ns < end_ns)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(DEVICES.c.started_at_ns, DEVICES.c.id)).all()
+        return [DeviceInterval(**row._mapping) for row in rows]  # noqa: SLF001
+
+    def ping(self) -> None:
+        """Ask the database for an answer."""
+        with self._read() as connection:
+            connection.execute(sa.select(1))
+
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
         with _translated(self._url), self._engine.begin() as connection:
@@ -163,6 +192,24 @@ class Ledger:
     def _read(self) -> Iterator[sa.Connection]:
         with _translated(self._url), self._engine.connect() as connection:
             yield connection.execution_options(**_READS)
+
+
+def _sound(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with a length; each of the others is logged."""
+    for row in rows:
+        if row["ended_at_ns"] <= row["started_at_ns"]:
+            logger.error("an interval without length is kept out", extra={"fields": {"id": row["id"]}})
+    return [row for row in rows if row["ended_at_ns"] > row["started_at_ns"]]
+
+
+def _start_row(record: StartRecord) -> dict[str, Any]:
+    return {
+        "replica": record.replica,
+        "started_at_ns": record.started_at_ns,
+        "function": record.function,
+        "namespace": record.namespace,
+        "record": json.dumps(record.to_json(), sort_keys=True),
+    }
 
 
 def _parts(values: list[Any]) -> Iterator[list[Any]]:

@@ -35,6 +35,7 @@ class Holder:
     device: str = CPU_DEVICE
     share: float = 1.0
     gpu_model: str = ""
+    node: str = ""
 
 
 _ADDED_UP = frozenset({LeasePhase.RUNNING, LeasePhase.IDLE})

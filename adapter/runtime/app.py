@@ -28,11 +28,33 @@ _STREAMS = ("text/event-stream", "application/x-ndjson")
 
 
 class RequestStats:
-    """Counts of finished requests by (method, status), with a duration histogram; safe for threads."""
+    """Counts of finished requests by (method, status), with a duration histogram, and the time in which there were
+    any; safe for threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._lock = threading.Lock()
+        self._clock_ns = clock_ns
         self._rows: dict[tuple[str, str], _Row] = {}
+        self._in_flight = 0
+        self._since_ns = self._busy_ns = 0
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._in_flight:
+                self._since_ns = self._clock_ns()
+            self._in_flight += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._busy_ns += self._clock_ns() - self._since_ns
+
+    @property
+    def busy_ns(self) -> int:
+        """Nanoseconds with at least one request in flight, up to now."""
+        with self._lock:
+            return self._busy_ns + (self._clock_ns() - self._since_ns if self._in_flight else 0)
 
     def add(self, method: str, status: str, seconds: float) -> None:
         method = method.lower()  # as the client library that of-watchdog counts with
@@ -98,6 +120,7 @@ class Watched:
 
     def _measured(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         started = time.monotonic()
+        self.stats.begin()
         call_id = environ.get("HTTP_X_CALL_ID") or os.urandom(16).hex()
         environ["HTTP_X_CALL_ID"] = call_id
         status_code = "500"
@@ -124,6 +147,7 @@ class Watched:
             if self._was_ended(sock):
                 status_code = "504"  # what the caller was told, whatever the function says since
             self.stats.add(environ["REQUEST_METHOD"], status_code, seconds)
+            self.stats.end()
             self._on_answered()
             if self._log_call_id:
                 print(

@@ -392,7 +392,7 @@ class Entrypoint:
         elif op == "busy":
             self._park_later()
         elif op == "stats":
-            self._metrics.answer_scrapes(message["requests"], message["in_flight"])
+            self._metrics.answer_scrapes(message["requests"], message["in_flight"], message["busy_ns"])
         elif op in ("stuck", "wrong"):
             self._replace_model(op, str(message.get("reason", "")))
 

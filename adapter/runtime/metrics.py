@@ -71,8 +71,8 @@ class Metrics:
         loop.watch(descriptor, heard)
         loop.after(_SILENT_S, silent)
 
-    def answer_scrapes(self, requests: list[dict[str, Any]], in_flight: int) -> None:
-        body = "".join(f"{line}\n" for line in self._lines(requests, in_flight)).encode()
+    def answer_scrapes(self, requests: list[dict[str, Any]], in_flight: int, busy_ns: int | None = None) -> None:
+        body = "".join(f"{line}\n" for line in self._lines(requests, in_flight, busy_ns)).encode()
         reply = answer(200, body, kind="text/plain; version=0.0.4")
         for connection in self._waiting:
             try:
@@ -85,7 +85,7 @@ class Metrics:
             connection.close()
         self._waiting.clear()
 
-    def _lines(self, requests: list[dict[str, Any]], in_flight: int) -> Iterator[str]:
+    def _lines(self, requests: list[dict[str, Any]], in_flight: int, busy_ns: int | None) -> Iterator[str]:
         yield "# TYPE http_requests_total counter"
         for row in requests:
             yield _sample("http_requests_total", {"code": row["code"], "method": row["method"]}, row["count"])
@@ -94,6 +94,9 @@ class Metrics:
             yield from _histogram("http_request_duration_seconds", row)
         yield "# TYPE http_requests_in_flight gauge"
         yield _sample("http_requests_in_flight", {}, in_flight)
+        if busy_ns is not None:  # who knows it is asleep, and goes on counting when it wakes
+            yield "# TYPE gpufn_busy_seconds_total counter"
+            yield _sample("gpufn_busy_seconds_total", {}, busy_ns / 1e9)
         yield "# TYPE gpufn_starts_total counter"
         for (rung, outcome), count in sorted(self._starts.items()):
             yield _sample("gpufn_starts_total", {**self._labels, "rung": rung, "outcome": outcome}, count)

@@ -207,7 +207,8 @@ class Session:
         elif op == "park":
             self._park()
         elif op == "stats":
-            self._say("stats", requests=self._watched.stats.to_json(), in_flight=self._worker.busy)
+            stats = self._watched.stats
+            self._say("stats", requests=stats.to_json(), in_flight=self._worker.busy, busy_ns=stats.busy_ns)
         elif op == "closing":
             self._watched.closing = self._worker.closing = True
         elif op == "drain":

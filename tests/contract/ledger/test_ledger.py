@@ -21,7 +21,7 @@ from adapter.ledger import schema
 from adapter.ledger.store import Ledger
 from adapter.policy.pricing import PriceClass, PricePlan
 from adapter.policy.report import GROUPS, report
-from adapter.records import LeaseInterval, LeasePhase, Phase, PhaseName, Rung, SkippedRung, StartRecord
+from adapter.records import DeviceInterval, LeaseInterval, LeasePhase, Phase, PhaseName, Rung, SkippedRung, StartRecord
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -261,3 +261,38 @@ def test_a_record_of_another_version_hides_no_others(ledger, caplog):
         connection.execute(schema.STARTS.insert().values(row))
     assert ledger.starts() == [start(1)]
     assert len(caplog.records) == 1
+
+
+def device(n, **changes):
+    base = DeviceInterval(
+        id=f"node-1/GPU-5b1f:{n}", node="node-1", device="GPU-5b1f", model="H100", held_ns=3, others_ns=0,
+        started_at_ns=1_700_000_000_000_000_000 + n * 10, ended_at_ns=1_700_000_000_000_000_010 + n * 10,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_when_devices_were_there_goes_in_and_comes_out(ledger):
+    assert ledger.add([interval(0)], [start(1)], [device(1), device(0)]) == 4
+    assert ledger.add([interval(0)], [start(1)], [device(1), device(0, held_ns=9), device(2)]) == 1
+    assert ledger.devices(*ALWAYS) == [device(0), device(1), device(2)]
+    assert ledger.devices(device(0).ended_at_ns, device(2).started_at_ns) == [device(1)]
+
+
+def test_what_is_added_together_is_there_whole_or_not_at_all(ledger):
+    with pytest.raises(LedgerError):
+        ledger.add([interval(0)], [], [device(0, model=None)])
+    assert ledger.intervals(*ALWAYS) == []
+
+
+def test_intervals_can_be_narrowed(ledger):
+    facts = [
+        interval(0),
+        interval(1, namespace="other"),
+        interval(2, phase=LeasePhase.RUNNING),
+        interval(3, device="cpu"),
+    ]
+    ledger.add_intervals(facts)
+    assert ledger.intervals(*ALWAYS, namespace="other") == [facts[1]]
+    assert ledger.intervals(*ALWAYS, phase=LeasePhase.RUNNING) == [facts[2]]
+    assert ledger.intervals(*ALWAYS, on_gpus=True) == facts[:3]
+    assert ledger.intervals(*ALWAYS, limit=2) == facts[:2]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from adapter.runtime.app import Watched
+from adapter.runtime.app import RequestStats, Watched
+from adapter.runtime.metrics import Metrics
 
 SOCK = object()
 
@@ -41,3 +42,33 @@ def test_a_request_says_how_long_it_may_take(text, limits):
 def test_once_it_closes_probes_say_so_and_requests_are_served(path):
     assert called(path, closing=True)[0].startswith("503")
     assert called(closing=True)[0] == "200 OK"
+
+
+def test_busy_time_is_that_with_any_request_in_flight_counted_once():
+    now_ns = 100
+    stats = RequestStats(lambda: now_ns)
+    for step_ns, what in ((0, stats.begin), (5, stats.begin), (5, stats.end), (5, stats.end), (1000, stats.begin)):
+        now_ns += step_ns
+        what()
+    now_ns += 7
+    assert stats.busy_ns == 15 + 7
+
+
+def test_probes_are_no_busy_time_and_requests_end_it():
+    watched = Watched(
+        lambda _environ, start: start("200 OK", []) or [b"ok"],
+        ready_path="", log_call_id=False, on_answering=lambda _sock, _known: None, on_answered=lambda: None,
+    )  # fmt: skip
+    environ = {"REQUEST_METHOD": "GET", "gunicorn.socket": SOCK}
+    watched(environ | {"PATH_INFO": "/_/health"}, lambda _status, _headers: None)
+    assert watched.stats.busy_ns == 0
+    body = watched(environ | {"PATH_INFO": "/"}, lambda _status, _headers: None)
+    assert 0 < watched.stats.busy_ns < watched.stats.busy_ns
+    body.close()
+    assert watched.stats.busy_ns == watched.stats.busy_ns
+
+
+def test_without_a_model_process_nobody_says_how_long_it_was_busy():
+    metrics = Metrics("embed", "default")
+    assert "gpufn_busy_seconds_total 1.5" in list(metrics._lines([], 0, 1_500_000_000))
+    assert not [line for line in metrics._lines([], 0, None) if "busy" in line]
