@@ -11,7 +11,6 @@ devices of their own. A parked claim holds nothing, but remembers where it was.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from enum import Enum
 from itertools import combinations
 from typing import TypeAlias
 
+from adapter.policy.gpu_models import matches
 from adapter.spec import FunctionSpec
 from adapter.units import format_size
 
@@ -177,18 +177,6 @@ def describe(devices: Sequence[Device], claims: Iterable[Claim]) -> str:
     return "; ".join(texts) + (f"; and {more} more" if more > 0 else "")
 
 
-def matches(wanted: str, model: str) -> bool:
-    """Whether a user's word for a model means a driver's name: all its parts are in there, as whole words.
-
-    ``a100-80gb`` is "NVIDIA A100-SXM4-80GB", and ``a10`` is not.
-    """
-    return _words(wanted) <= _words(model)
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z0-9]+", text.lower()))
-
-
 def _flat(groups: Iterable[Sequence[Device]]) -> list[Device]:
     return [device for group in groups for device in group]
 
@@ -239,7 +227,7 @@ def _by_preference(devices: Sequence[Device], models: Sequence[str]) -> list[lis
     groups: list[list[Device]] = []
     left = list(devices)
     for model in models:
-        groups.append([d for d in left if matches(model, d.model)])
+        groups.append([d for d in left if matches(model, d.model, d.memory_bytes)])
         left = [d for d in left if d not in groups[-1]]
     return [group for group in groups if group]
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from hypothesis import example, given, settings, strategies as st
 
 from adapter.policy import grants
+from adapter.policy.gpu_models import matches
 from adapter.policy.grants import (
     Claim,
     ClaimState,
@@ -19,7 +20,6 @@ from adapter.policy.grants import (
     Want,
     decide,
     free_bytes,
-    matches,
 )
 
 MODELS = ("NVIDIA H100 80GB HBM3", "NVIDIA L4")
