@@ -245,7 +245,9 @@ Or the path of a Unix socket: an entrypoint in a container connects to it, gets 
 where the orders say nothing, and uses the connection for both. Its end is a command too: STOP."""
 
 TASK_VARIABLE, TASK_SNAPSHOT = "GPUFN_TASK", "snapshot"
-"""Orders with it are for a container that serves nobody: it takes the function's snapshots and ends."""
+"""Set for a container that serves nobody: it takes the function's snapshots and ends."""
+RESULT_VARIABLE = "GPUFN_RESULT"
+"""Such a container's file for what came of it, one JSON line; none: it goes to the host's connection, or is printed."""
 
 
 class Command:

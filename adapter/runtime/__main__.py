@@ -12,7 +12,13 @@ import sys  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from adapter.errors import AdapterError  # noqa: E402
-from adapter.replica import STANDBY_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings  # noqa: E402
+from adapter.replica import (  # noqa: E402
+    RESULT_VARIABLE,
+    STANDBY_VARIABLE,
+    TASK_SNAPSHOT,
+    TASK_VARIABLE,
+    ReplicaSettings,
+)
 from adapter.runtime.port import listen  # noqa: E402
 
 _ENTRYPOINT = "adapter.runtime.entrypoint"
@@ -28,8 +34,8 @@ def main() -> int:
         began_ns = time.monotonic_ns()
         if not environ:
             return 0  # whoever kept us waiting is gone
-        if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
-            _become_snapshotter(environ)
+    if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
+        _become_snapshotter(environ)
     try:
         settings = ReplicaSettings.from_env(environ)
     except AdapterError as error:
@@ -83,9 +89,12 @@ def _receive_orders(line: socket.socket) -> dict[str, str]:
 
 
 def _become_snapshotter(environ: dict[str, str]) -> NoReturn:
-    """In a container that was started for it. What it has to say goes to the host, what functions print does not."""
-    os.dup2(int(environ.pop("GPUFN_EVENTS_FD")), 1)
-    os.close(int(environ.pop("GPUFN_COMMANDS_FD")))
+    """In a container that was started for it. What it has to say goes to who asked, what functions print does not."""
+    if "GPUFN_EVENTS_FD" in environ:
+        os.dup2(int(environ.pop("GPUFN_EVENTS_FD")), 1)
+        os.close(int(environ.pop("GPUFN_COMMANDS_FD")))
+    elif RESULT_VARIABLE in environ:
+        os.dup2(os.open(environ[RESULT_VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1)
     os.execve(sys.executable, [sys.executable, "-m", "adapter.runtime.snapshotter"], environ)
 
 

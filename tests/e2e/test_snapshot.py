@@ -1,6 +1,7 @@
 """`gpufn snapshot create`: real CRIU, a first start that is restored, and nothing left when it is ended."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import pytest
 
 from adapter.cli.main import run
 from adapter.hosts.shell import Isolation
+from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings
+from adapter.snapshot.store import Store
 from tests.fakes.host import Watched, session_of, write_function
 
 pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).parents[2]
 WARM = "def load(device):\n    return 'warm'\ndef handle(event, context):\n    return context.model\n"
+PRINTS = "def load(device):\n    print('hello', flush=True)\ndef handle(e, c): ...\n"
 ENDLESS = (
     "import time\ndef load(device):\n    print('loading', flush=True)\n    time.sleep(1000)\ndef handle(e, c): ...\n"
 )
@@ -82,6 +86,30 @@ def test_a_handler_that_raises_is_named_and_leaves_no_draft(tmp_path, capsys):
     assert create(folder, tmp_path / "state") == 1
     assert "no weights" in capsys.readouterr().err
     assert drafts(tmp_path / "state") == []
+
+
+@pytest.mark.criu
+def test_a_container_that_is_started_for_it_takes_a_snapshot_and_ends(tmp_path):
+    """As a pod does: no host to talk to, a file for what came of it, and what the function prints is not in there."""
+    folder, result = write_function(tmp_path, "fn", PRINTS), tmp_path / "result"
+    settings = ReplicaSettings(function="fn", folder=str(folder), snapshot_dir=str(tmp_path / "store"))
+    ended = subprocess.run(
+        [*Isolation.find().wrapper, sys.executable, "-m", "adapter.runtime"],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            **settings.to_env({"function", "folder", "snapshot_dir"}),
+            TASK_VARIABLE: TASK_SNAPSHOT,
+            RESULT_VARIABLE: str(result),
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(result.read_text())["state"] == "published"
+    assert "hello" in ended.stderr
+    assert [snapshot.kind for snapshot in Store(tmp_path / "store").all()] == ["process"]
 
 
 def test_a_function_that_would_not_start_from_it_gets_none(tmp_path, capsys):
