@@ -41,7 +41,7 @@ from adapter.hosts.inventory import read_inventory
 from adapter.hosts.ports import listen
 from adapter.hosts.process import check_deployment, copy_secrets, lock_state, settings_of
 from adapter.hosts.replica_log import LogWriter, ReplicaLog
-from adapter.hosts.seccomp import profile
+from adapter.hosts.seccomp import RESTORE_RIGHT, profile
 from adapter.hosts.snapshotter import result_of
 from adapter.keys import CONTRACT_VERSION, ENV_CRIU, SECRETS_PATH, SNAPSHOT_PATH
 from adapter.replica import STANDBY_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings
@@ -52,9 +52,6 @@ CONTRACT_LABEL, CONFIG_LABEL = "dev.gpufn.contract", "dev.gpufn.config"
 HOST_LABEL = "dev.gpufn.host"
 """On our containers: which state folder they belong to."""
 _FUNCTION_LABEL, _REPLICA_LABEL = "dev.gpufn.function", "dev.gpufn.replica"
-
-RESTORE_RIGHT = "CHECKPOINT_RESTORE"
-"""All that a dump needs, and all that a restore needs: see docs/explanation/container-rights.md."""
 
 _FOLDER = "/run/gpufn"
 """Where a container sees its own folder of ours."""

@@ -13,6 +13,9 @@ import json
 import sys
 from typing import Any
 
+RESTORE_RIGHT = "CHECKPOINT_RESTORE"
+"""All that a dump needs beside no profile, and all that a restore needs under this one."""
+
 _EPERM, _ENOSYS = 1, 38
 
 _FILES = """

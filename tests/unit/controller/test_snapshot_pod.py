@@ -1,0 +1,123 @@
+"""The pod that takes snapshots: what it has of the function's pod, and what it must not have."""
+
+from dataclasses import replace
+
+import pytest
+
+from adapter.cluster.intent import Intent
+from adapter.controller.snapshot_pod import name_of, network_policy, snapshot_pod
+from adapter.policy.placement import Need
+from adapter.spec import parse_spec
+
+INTENT = Intent(
+    function="embed",
+    namespace="team-a",
+    revision="embed-00001",
+    framework="knative",
+    tenant="team-a",
+    container=1,
+    spec=parse_spec({}, {}),
+    need=Need("embed.team-a", snapshot="team-a/embed.team-a"),
+    snapshots=True,
+)
+POD = {
+    "metadata": {"name": "embed-1", "labels": {"serving.knative.dev/revision": "embed-00001"}},
+    "spec": {
+        "serviceAccountName": "embed",
+        "securityContext": {"runAsUser": 1000, "fsGroup": 7, "sysctls": [{"name": "a", "value": "b"}]},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "imagePullSecrets": [{"name": "pull"}],
+        "volumes": [
+            {"name": "token", "projected": {"sources": []}},
+            {"name": "secret", "secret": {"secretName": "key"}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "snapshots", "hostPath": {"path": "/var/lib/gpufn/snapshots/team-a/embed.team-a"}},
+            {"name": "etc", "hostPath": {"path": "/var/lib/gpufn-of-others"}},
+        ],
+        "containers": [
+            {"name": "queue-proxy", "image": "queue"},
+            {
+                "name": "user-container",
+                "image": "embed@sha256:1",
+                "args": ["--x"],
+                "env": [
+                    {"name": "A", "value": "1"},
+                    {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}},
+                    {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                    {"name": "GPUFN_TASK", "value": "something else"},
+                ],
+                "envFrom": [{"secretRef": {"name": "key"}}, {"configMapRef": {"name": "settings"}}],
+                "resources": {"limits": {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu": "1"}},
+                "volumeMounts": [{"name": name, "mountPath": f"/{name}"} for name in ("token", "secret", "snapshots")],
+                "securityContext": {"allowPrivilegeEscalation": False, "privileged": True, "runAsGroup": 5},
+            },
+        ],
+    },
+}
+
+
+@pytest.fixture
+def made():
+    return snapshot_pod(POD, INTENT, "node-1")
+
+
+def test_it_runs_the_image_as_the_function_does(made):
+    (container,) = made["spec"]["containers"]
+    assert (container["image"], container["args"]) == ("embed@sha256:1", ["--x"])
+    assert made["spec"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 7}
+    assert container["securityContext"]["runAsGroup"] == 5
+    assert made["spec"]["imagePullSecrets"] == [{"name": "pull"}]
+
+
+def test_it_has_no_secret_no_token_and_no_foreign_folder(made):
+    (container,) = made["spec"]["containers"]
+    assert [volume["name"] for volume in made["spec"]["volumes"]] == ["tmp", "snapshots"]
+    assert [mount["name"] for mount in container["volumeMounts"]] == ["snapshots"]
+    assert [item["name"] for item in container["env"]][:2] == ["A", "NODE"]
+    assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}]
+    assert made["spec"]["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in made["spec"]
+
+
+def test_its_task_is_ours_to_say(made):
+    (container,) = made["spec"]["containers"]
+    assert [item["value"] for item in container["env"] if item["name"] == "GPUFN_TASK"] == ["snapshot"]
+
+
+def test_it_takes_no_gpu_and_no_right_but_one(made):
+    (container,) = made["spec"]["containers"]
+    assert container["resources"] == {"limits": {"cpu": "2", "memory": "1Gi"}}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHECKPOINT_RESTORE"]}
+    assert "privileged" not in container["securityContext"]
+
+
+def test_no_service_finds_it_and_no_traffic_reaches_it(made):
+    assert made["metadata"]["labels"] == {"gpufn.dev/task": "snapshot"}
+    policy = network_policy("team-a")["spec"]
+    assert policy["podSelector"]["matchLabels"] == made["metadata"]["labels"]
+    assert (policy["policyTypes"], "ingress" in policy) == (["Ingress", "Egress"], False)
+
+
+def test_it_goes_to_the_node_and_ends_by_itself(made):
+    affinity = made["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert affinity["nodeSelectorTerms"][0]["matchFields"][0]["values"] == ["node-1"]
+    assert made["spec"]["restartPolicy"] == "Never"
+    assert made["spec"]["activeDeadlineSeconds"] > INTENT.spec.start_timeout_s
+
+
+def test_the_same_work_has_the_same_name_and_other_work_another():
+    name = name_of(INTENT, "node-1", "image")
+    assert name == name_of(INTENT, "node-1", "image")
+    others = {
+        name_of(INTENT, "node-2", "image"),
+        name_of(INTENT, "node-1", "image-2"),
+        name_of(replace(INTENT, revision="embed-00002"), "node-1", "image"),
+        name_of(replace(INTENT, need=Need("f.b", snapshot="b/f.b")), "node-1", "image"),
+    }
+    assert len({name, *others}) == 5
+
+
+def test_the_pod_it_is_made_from_stays_as_it_was():
+    before = repr(POD)
+    snapshot_pod(POD, INTENT, "node-1")["spec"]["containers"][0]["args"].append("more")
+    assert repr(POD) == before
