@@ -67,9 +67,17 @@ PLACEMENT_ANNOTATION = f"{DOMAIN}/placement"
 """Why the pod webhook chose the nodes it prefers, as compact JSON: for ``gpufn explain``."""
 ADMITTED_ANNOTATION = f"{DOMAIN}/admitted-at"
 """When the pod webhook saw a pod, in nanoseconds since the epoch: Kubernetes' own times are whole seconds."""
-OWN_ANNOTATIONS = frozenset({PATCHED_ANNOTATION, PLACEMENT_ANNOTATION, ADMITTED_ANNOTATION, f"{DOMAIN}/status"})
+DERIVED_ANNOTATION = f"{DOMAIN}/derived"
+"""On a Knative Service: what we have put into its template, by which we know it from what its user did."""
+OWN_ANNOTATIONS = frozenset(
+    {PATCHED_ANNOTATION, PLACEMENT_ANNOTATION, ADMITTED_ANNOTATION, DERIVED_ANNOTATION, f"{DOMAIN}/status"}
+)
 """Written by us: what users write is a key of `adapter.spec.FIELDS`."""
 NVIDIA_GPU = "nvidia.com/gpu"
+NODE_CRIU_PATH, LENT_CRIU_PATH = "/var/lib/gpufn/criu", "/opt/gpufn/lent-criu"
+"""Where the agent keeps a CRIU on its node, and where a container sees it."""
+SECCOMP_PROFILE = "gpufn.json"
+"""The agent's copy of our profile, below the kubelet's folder of profiles."""
 
 # Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
 ENV_PREFIX = "GPUFN_"
