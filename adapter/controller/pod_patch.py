@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adapter.cluster.intent import Intent
-from adapter.controller.json_patch import Editor
+from adapter.cluster.json_patch import Editor
 from adapter.hosts.seccomp import RESTORE_RIGHT
 from adapter.keys import (
     ADMITTED_ANNOTATION,

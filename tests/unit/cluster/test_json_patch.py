@@ -3,7 +3,7 @@
 import jsonpatch
 import pytest
 
-from adapter.controller.json_patch import Editor
+from adapter.cluster.json_patch import Editor
 
 
 def applied(document, change):
