@@ -22,6 +22,8 @@ from adapter.units import format_size, parse_duration_s, parse_size_bytes
 
 SPOT_WORDS = ("any", "prefer", "avoid", "require", "never")
 MAX_REPLICAS = 1000
+MAX_GPUS = 64
+"""Of one replica."""
 MAX_DURATION_S = 30 * 86400.0
 MAX_BUDGET_GPU_S = 1e9
 """More than eleven thousand GPUs can hold in a day."""
@@ -126,11 +128,11 @@ def _text() -> Form:
 def _gpu_count() -> Form:
     def parse(value: Any) -> float:
         number = _number(value)
-        if not 0 <= number <= 64 or (number > 1 and number != int(number)):
+        if not 0 <= number <= MAX_GPUS or (number > 1 and number != int(number)):
             raise ValueError
         return number
 
-    return Form("a whole number of GPUs up to 64, or a share of one such as 0.5", parse)
+    return Form(f"a whole number of GPUs up to {MAX_GPUS}, or a share of one such as 0.5", parse)
 
 
 _MIG_PROFILE = re.compile(r"(?:[1-9]c\.)?[1-9]g\.([1-9][0-9]{0,3})gb(?:[+.-][a-z0-9.+-]{1,20})?")

@@ -136,7 +136,8 @@ class Api:
             available=fleet.available,
             invocations=self._gateway.metrics.answered(key),
             created_at=entry.created_at,
-            note=fleet.status or (f"note: {entry.deployment.unenforced}" if entry.deployment.unenforced else ""),
+            note=fleet.status
+            or (f"note: {entry.deployment.without_effect}" if entry.deployment.without_effect else ""),
         )
 
     # Secrets and namespaces ---------------------------------------------------------------------

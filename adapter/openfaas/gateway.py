@@ -141,9 +141,10 @@ class Gateway(Observer):
             )
         entry = self.catalog.put(wanted, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
         logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
-        if wanted.unenforced:
+        if wanted.without_effect:
             logger.warning(
-                "limits are not enforced", extra={"fields": {"function": wanted.key, "why": wanted.unenforced}}
+                "parts of a deploy have no effect",
+                extra={"fields": {"function": wanted.key, "why": wanted.without_effect}},
             )
         self._install(entry, spec, first=True)
         return entry

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from adapter.cluster.intent import policy_of
+from adapter.cluster.inventory import is_gpu
 from adapter.errors import ConfigError, NotFound, Unavailable
 from adapter.keys import DOMAIN
 
 DEFAULT_NAMESPACE = "openfaas-fn"
 STATUS_ANNOTATION = f"{DOMAIN}/status"
 """``<state>: <why>`` of a function that cannot serve yet, or not at all, or ``note: …``; ignored in a deploy."""
-
-GPU_LIMIT = "nvidia.com/gpu"
-_SCALE_LABELS = {"min": "min", "max": "max", "zero-duration": "idle"}
-"""``com.openfaas.scale.*`` of OpenFaaS Pro, and the annotation of ours that means the same."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
@@ -46,25 +44,26 @@ class FunctionDeployment:
         return f"{self.service}.{self.namespace}"
 
     def policy(self) -> dict[str, str]:
-        """Annotations for `adapter.spec`: the user's, and under them what OpenFaaS's labels and limits say."""
-        policy = {
-            f"{DOMAIN}/{ours}": self.labels[f"com.openfaas.scale.{theirs}"]
-            for theirs, ours in _SCALE_LABELS.items()
-            if f"com.openfaas.scale.{theirs}" in self.labels
-        }
-        if self.labels.get("com.openfaas.scale.zero") == "false":
-            policy[f"{DOMAIN}/idle"] = "0"
-        gpus = self.limits.get(GPU_LIMIT) or self.requests.get(GPU_LIMIT)
-        if gpus:
-            policy[f"{DOMAIN}/gpu"] = gpus
-        own = {name: value for name, value in self.annotations.items() if name != STATUS_ANNOTATION}
-        return {**policy, **own}
+        """Annotations for `adapter.spec` of all that the user wrote. Raises `ConfigError` for impossible limits."""
+        return self._policy()[0]
+
+    def _policy(self) -> tuple[dict[str, str], list[str]]:
+        return policy_of(
+            labels=self.labels,
+            annotations=self.annotations,
+            limits={**self.requests, **self.limits},
+            constraints=self.constraints,
+        )
 
     @property
-    def unenforced(self) -> str:
+    def without_effect(self) -> str:
         """What it asks for that is only kept and shown; no host here bounds a replica's memory or CPU."""
-        names = sorted(name for name in self.limits if name != GPU_LIMIT)
-        return f"limits of {' and '.join(names)} are not enforced here" if names else ""
+        names = sorted(name for name in self.limits if not is_gpu(name))
+        unenforced = [f"limits of {' and '.join(names)} are not enforced here"] if names else []
+        try:
+            return "; ".join([*unenforced, *self._policy()[1]])
+        except ConfigError:  # of an earlier version, which took it; its status says so
+            return "; ".join(unenforced)
 
     def to_json(self) -> dict[str, Any]:
         """Our own form, for the catalog."""

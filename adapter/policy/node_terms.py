@@ -5,7 +5,7 @@ Pure, and decided as Kubernetes decides them: a node that the scheduler will not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 KEEPING_OUT = frozenset({"NoSchedule", "NoExecute"})
@@ -90,12 +90,13 @@ class NodeTerms:
             return " or ".join(" and ".join(map(str, term)) for term in self.any_of)
         return ""
 
-    def untolerated(self, taints: Iterable[Taint]) -> Taint | None:
-        """The first taint that keeps it out."""
-        for taint in taints:
-            if taint.effect in KEEPING_OUT and not any(t.tolerates(taint) for t in self.tolerations):
-                return taint
-        return None
+
+def untolerated(taints: Iterable[Taint], tolerations: Sequence[Toleration]) -> Taint | None:
+    """The first taint that keeps a pod out."""
+    for taint in taints:
+        if taint.effect in KEEPING_OUT and not any(toleration.tolerates(taint) for toleration in tolerations):
+            return taint
+    return None
 
 
 NO_TERMS = NodeTerms()

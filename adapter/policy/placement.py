@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from adapter.keys import NVIDIA_GPU
 from adapter.policy.gpu_models import matches
-from adapter.policy.node_terms import NO_TERMS, NodeTerms, Taint
+from adapter.policy.node_terms import NO_TERMS, NodeTerms, Taint, Toleration, untolerated
 from adapter.units import format_size
 
 LOAD_S = 20.0
@@ -79,8 +79,7 @@ class Node:
     """A node as placement sees it. `why_not`: a key of `CLOSED` where nothing new goes there, else empty.
 
     `snapshots`: the functions whose process snapshot it has (``tenant/name.namespace``), with their bytes.
-    `labels`: those that terms can name. CPU and memory are what is free. `taints` are those that no GPU pod of ours
-    tolerates by itself.
+    `labels`: those that terms can name. CPU and memory are what is free. `taints`: those that keep pods out.
     """
 
     name: str
@@ -145,6 +144,22 @@ class Verdict:
     @property
     def fits(self) -> bool:
         return not self.code
+
+
+_GPU_TAINTS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
+"""Keys of taints that keep pods without a GPU away from nodes that have one."""
+_SPOT_TAINTS = (
+    "kubernetes.azure.com/scalesetpriority",
+    "cloud.google.com/gke-spot",
+    "cloud.google.com/gke-preemptible",
+)
+
+
+def tolerations(need: Need) -> tuple[Toleration, ...]:
+    """What its pod is to tolerate beside what it says itself: nodes for GPUs, and spot ones where these are liked."""
+    gpus = _GPU_TAINTS if need.gpus else ()
+    spot = _SPOT_TAINTS if need.spot in ("prefer", "require") else ()
+    return tuple(Toleration(key) for key in (*gpus, *spot))
 
 
 def default_resource(need: Need) -> tuple[str, int]:
@@ -246,12 +261,13 @@ class _Judge:
     def __init__(self, need: Need, mix: Mix) -> None:
         self._need = need
         self._mix = mix
+        self._tolerations = (*need.terms.tolerations, *tolerations(need))
         self._known: dict[_Kind, tuple[str, str]] = {}
 
     def refusal(self, node: Node) -> Verdict | Offer | None:
         """Why not there; or the offer to take; or None where no GPU is needed."""
         need = self._need
-        code, reason = _closed(need, node)
+        code, reason = self._closed(node)
         offer: Offer | None = None
         if not code and need.gpus:
             offer, code, reason = self._offer(node)
@@ -261,6 +277,21 @@ class _Judge:
 
     def units(self, offer: Offer) -> int:
         return _units(self._need, offer)
+
+    def _closed(self, node: Node) -> tuple[str, str]:
+        """Whether anything of this pod may go there at all."""
+        need = self._need
+        if node.why_not:
+            return node.why_not, CLOSED.get(node.why_not, node.why_not)
+        if need.spot == "require" and not node.is_spot:
+            return "spot", "It is no spot machine."
+        if need.spot == "never" and node.is_spot:
+            return "spot", "It is a spot machine."
+        if node.taints and (taint := untolerated(node.taints, self._tolerations)):
+            return "taint", f"It has the taint {taint}."
+        if need.terms is not NO_TERMS and (missing := need.terms.missing(node.labels)):
+            return "node-selector", f"It does not meet {missing}."
+        return "", ""
 
     def _offer(self, node: Node) -> tuple[Offer | None, str, str]:
         """The offer to take, the preferred model first; or the nearest miss."""
@@ -315,21 +346,6 @@ class _Judge:
         return (partly + fragmented) / offer.shares
 
 
-def _closed(need: Need, node: Node) -> tuple[str, str]:
-    """Whether anything of this pod may go there at all."""
-    if node.why_not:
-        return node.why_not, CLOSED.get(node.why_not, node.why_not)
-    if need.spot == "require" and not node.is_spot:
-        return "spot", "It is no spot machine."
-    if need.spot == "never" and node.is_spot:
-        return "spot", "It is a spot machine."
-    if node.taints and (taint := need.terms.untolerated(node.taints)):
-        return "taint", f"It has the taint {taint}."
-    if need.terms is not NO_TERMS and (missing := need.terms.missing(node.labels)):
-        return "node-selector", f"It does not meet {missing}."
-    return "", ""
-
-
 def _short_of(need: Need, node: Node) -> tuple[str, str]:
     if need.cpu_milli > node.free_cpu_milli:
         return "cpu", f"{node.free_cpu_milli}m CPU are free, {need.cpu_milli}m are needed."
@@ -345,6 +361,8 @@ def _mismatch(need: Need, offer: Offer) -> tuple[str, str]:
         return "gpu-kind", f"It has {offer.resource}, not {need.resource}."
     if need.mig_profile and _profile(need.mig_profile) != _profile(offer.mig_profile):
         return "mig-profile", f"It has {offer.mig_profile or 'no MIG slices'}, not {need.mig_profile}."
+    if not need.resource and not need.models and not offer.resource.startswith("nvidia.com/"):
+        return "gpu-kind", f"It has {offer.resource}; a function that names no model gets NVIDIA's."
     if not need.resource and not need.mig_profile and (offer.mig_profile or (need.gpus >= 1 and offer.shares > 1)):
         return (
             "gpu-kind",

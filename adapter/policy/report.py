@@ -14,7 +14,18 @@ from adapter.policy.leases import CPU_DEVICE
 from adapter.policy.pricing import PricePlan
 from adapter.records import LeaseInterval, LeasePhase, StartRecord
 
-GROUPS = ("function", "namespace", "tenant", "phase", "device", "gpu_model", "revision", "replica", "price_class", "node")
+GROUPS = (
+    "function",
+    "namespace",
+    "tenant",
+    "phase",
+    "device",
+    "gpu_model",
+    "revision",
+    "replica",
+    "price_class",
+    "node",
+)
 GPU_SECONDS, REPLICA_SECONDS = "GPU-seconds", "replica-seconds"
 
 _EXACT = Context(prec=100)

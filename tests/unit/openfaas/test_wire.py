@@ -73,14 +73,30 @@ def test_limits_and_labels_of_openfaas_become_policy():
     assert parse_spec({}, parse(labels={"com.openfaas.scale.zero": "false"}).policy()).idle_s == 0
 
 
-def test_our_annotations_win_over_labels_and_limits():
+def test_annotations_win_over_labels_and_constraints():
     deployment = parse(
-        requests={"nvidia.com/gpu": "1"},
         labels={"com.openfaas.scale.max": "5"},
+        constraints=["gpufn.dev/max=4", "gpufn.dev/models=a100,h100", "zone=a"],
         annotations={"gpufn.dev/gpu": "0.5", "gpufn.dev/max": "3"},
     )
     spec = parse_spec({}, deployment.policy())
-    assert (spec.gpus, spec.max_replicas) == (0.5, 3)
+    assert (spec.gpus, spec.max_replicas, spec.gpu_models) == (0.5, 3, ("a100", "h100"))
+
+
+def test_a_gpu_limit_wins_over_the_annotation_and_the_function_says_so():
+    deployment = parse(requests={"nvidia.com/gpu": "1"}, annotations={"gpufn.dev/gpu": "0.5"}, limits={"memory": "1Gi"})
+    assert parse_spec({}, deployment.policy()).gpus == 1
+    assert deployment.without_effect.startswith(
+        "limits of memory are not enforced here; gpufn.dev/gpu = 0.5 has no effect"
+    )
+
+
+@pytest.mark.parametrize("count", ["many", "1000", "-1x"])
+def test_a_gpu_limit_that_cannot_be_is_refused_and_breaks_no_list(count):
+    deployment = parse(limits={"nvidia.com/gpu": count})
+    with pytest.raises(ConfigError):
+        deployment.policy()
+    assert deployment.without_effect == ""
 
 
 def test_a_status_that_comes_back_with_a_deploy_is_no_annotation():

@@ -1,0 +1,384 @@
+"""What a cluster has: nodes, pods and `GpuNode` objects, as the API says them, become `adapter.policy.placement` values.
+
+Knows every vendor's and cloud's label by which a node tells its GPUs; what follows from them is placement's.
+Everything here is pure. JSON is read leniently: a node with a label that makes no sense is a node without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from adapter.cluster.json_parts import object_in as _object, objects_in as _objects
+from adapter.cluster.quantity import parse_quantity
+from adapter.errors import ConfigError
+from adapter.keys import NVIDIA_GPU
+from adapter.policy.gpu_models import matches
+from adapter.policy.node_terms import KEEPING_OUT, Requirement, Taint
+from adapter.policy.placement import Node, Offer
+
+Labels: TypeAlias = Mapping[str, str]
+Amounts: TypeAlias = Mapping[str, int]
+"""Of resources by name: ``cpu`` in thousandths, ``memory`` in bytes, devices as a count."""
+
+_GPU_RESOURCE = re.compile(
+    r"nvidia\.com/(gpu|mig-([1-9]c\.)?[1-9]g\.[1-9][0-9]{0,3}gb([.-][a-z0-9.-]{1,20}?)?)(\.shared)?|amd\.com/(gpu|[scdq]px_nps[0-9])|gpu\.intel\.com/(i915|xe)"
+)
+
+
+def is_gpu(resource: str) -> bool:
+    """Whether a resource counts GPUs, or parts of them, that a container is given."""
+    return _GPU_RESOURCE.fullmatch(resource) is not None
+
+
+# Pods -----------------------------------------------------------------------------------------------
+
+
+def pod_requests(pod: Mapping[str, Any]) -> Amounts:
+    """What a pod, or the template of one, takes of a node while it is there.
+
+    Init containers run one after the other before the others do, sidecars among them stay. Raises `ConfigError`
+    for a quantity that is none: the API server lets no such pod in, but a template may have it.
+    """
+    spec = _object(pod, "spec")
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for container in _objects(spec, "initContainers"):
+        own = _requested(container)
+        if container.get("restartPolicy") == "Always":
+            running.update(own)
+            own = {}
+        most |= running + Counter(own)
+    for container in _objects(spec, "containers"):
+        running.update(_requested(container))
+    total = most | running
+    total.update(_amounts(_object(spec, "overhead")))
+    return {**total, **_requested(spec)}
+
+
+def held_by_node(pods: Iterable[Mapping[str, Any]]) -> dict[str, Amounts]:
+    """What pods take of each node; ``pods`` counts them. Those that end still hold theirs, those that ended do not."""
+    held: dict[str, Counter[str]] = {}
+    for pod in pods:
+        if node := holder(pod):
+            held.setdefault(node, Counter()).update({"pods": 1, **pod_requests(pod)})
+    return dict(held)
+
+
+def holder(pod: Mapping[str, Any]) -> str:
+    """The node of which a pod takes something; empty where it takes nothing, not yet or no more."""
+    over = _object(pod, "status").get("phase") in ("Succeeded", "Failed")
+    name = _object(pod, "spec").get("nodeName")
+    return name if isinstance(name, str) and not over else ""
+
+
+def _requested(of: Mapping[str, Any]) -> dict[str, int]:
+    """Requests of a container or, where a pod has some of its own, of a pod; limits where no request is made."""
+    resources = _object(of, "resources")
+    return _amounts({**_object(resources, "limits"), **_object(resources, "requests")})
+
+
+def _amounts(resources: Mapping[str, Any]) -> dict[str, int]:
+    return {name: parse_quantity(value, thousandths=name == "cpu") for name, value in resources.items()}
+
+
+# Nodes ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What some labels say of the units of a resource; empty and 0 where they do not."""
+
+    model: str = ""
+    memory_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+    mig_profile: str = ""
+    shares: int = 0
+
+
+def read_node(node: Mapping[str, Any], held: Amounts, gpu_node: Mapping[str, Any] | None = None) -> Node:
+    """A Node object, what pods hold of it, and its `GpuNode`, if its agent has written one."""
+    meta, spec, status = _object(node, "metadata"), _object(node, "spec"), _object(node, "status")
+    labels: Labels = _object(meta, "labels")
+    said = _object(gpu_node or {}, "status")
+    allocatable = _readable(_object(status, "allocatable"))
+    return Node(
+        name=str(meta.get("name", "")),
+        offers=tuple(
+            _offer(resource, count, held.get(resource, 0), labels, said)
+            for resource, count in sorted(allocatable.items())
+            if count and is_gpu(resource)
+        ),
+        free_cpu_milli=max(0, allocatable.get("cpu", 0) - held.get("cpu", 0)),
+        free_memory_bytes=max(0, allocatable.get("memory", 0) - held.get("memory", 0)),
+        is_spot=any(labels.get(key, "").lower() == value for key, value in _SPOT_LABELS),
+        why_not=_why_not(spec, status, labels),
+        labels=labels,
+        snapshots=_snapshots(said),
+        disk_bytes_per_s=_positive(said.get("diskBytesPerSecond")),
+        taints=tuple(_taints(spec)),
+    )
+
+
+_SPOT_LABELS = (
+    ("karpenter.sh/capacity-type", "spot"),
+    ("eks.amazonaws.com/capacitytype", "spot"),
+    ("eks.amazonaws.com/capacityType", "spot"),
+    ("cloud.google.com/gke-spot", "true"),
+    ("cloud.google.com/gke-preemptible", "true"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+    ("node.kubernetes.io/lifecycle", "spot"),
+)
+
+
+def selects_spot(requirement: Requirement) -> bool | None:
+    """Whether a condition on labels picks spot machines alone, or others alone; None: neither."""
+    words = [value for key, value in _SPOT_LABELS if key == requirement.key]
+    if not words or requirement.operator != "In" or not requirement.values:
+        return None
+    picked = {value.lower() in words for value in requirement.values}
+    return picked.pop() if len(picked) == 1 else None
+
+
+_TAINTS_OF_STATES = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""Taints that say what `Node.why_not` says already."""
+
+_USABLE_DURING_UPGRADES = ("", "upgrade-done", "upgrade-required")
+"""States of the GPU operator's driver upgrade; a node may wait for its turn for long."""
+
+
+def _why_not(spec: Mapping[str, Any], status: Mapping[str, Any], labels: Labels) -> str:
+    """A key of `adapter.policy.placement.CLOSED`, or empty."""
+    if spec.get("unschedulable"):
+        return "cordoned"
+    if not any(c.get("type") == "Ready" and c.get("status") == "True" for c in _objects(status, "conditions")):
+        return "not-ready"
+    if labels.get("nvidia.com/gpu-driver-upgrade-state", "") not in _USABLE_DURING_UPGRADES:
+        return "driver-upgrade"
+    if labels.get("nvidia.com/mig.config.state", "success") != "success":
+        return "mig-config"
+    return ""
+
+
+def _taints(spec: Mapping[str, Any]) -> Iterable[Taint]:
+    for taint in _objects(spec, "taints"):
+        key, effect = str(taint.get("key", "")), str(taint.get("effect", ""))
+        if effect in KEEPING_OUT and not key.startswith(_TAINTS_OF_STATES):
+            yield Taint(key, str(taint.get("value") or ""), effect)
+
+
+def _snapshots(said: Mapping[str, Any]) -> dict[str, int]:
+    """By name, where a restore works at all."""
+    if _object(said, "restore").get("works") is False:
+        return {}
+    return {str(s.get("name")): int(_positive(s.get("bytes"))) for s in _objects(said, "snapshots") if s.get("name")}
+
+
+def _offer(resource: str, count: int, used: int, labels: Labels, said: Mapping[str, Any]) -> Offer:
+    facts = _merged(extract(labels, resource) for extract in _EXTRACTORS)
+    shares = max(1, facts.shares)
+    agents = _of_agent(said, is_slice=bool(facts.mig_profile))
+    return Offer(
+        resource=resource,
+        allocatable=count,
+        used=used,
+        model=facts.model or agents.model,
+        memory_bytes=(facts.memory_bytes or agents.memory_bytes) // shares,
+        compute_capability=facts.compute_capability,
+        mig_profile=facts.mig_profile,
+        shares=shares,
+    )
+
+
+def _merged(found: Iterable[_Facts]) -> _Facts:
+    """The first word on each thing."""
+    merged: dict[str, Any] = {}
+    for facts in found:
+        for item in fields(_Facts):
+            merged[item.name] = merged.get(item.name) or getattr(facts, item.name)
+    return _Facts(**merged)
+
+
+def _of_agent(said: Mapping[str, Any], *, is_slice: bool) -> _Facts:
+    """What the agent saw of the devices, if they are all alike."""
+    seen = {
+        (str(gpu.get("model", "")), int(_positive(gpu.get("memoryBytes"))))
+        for gpu in _objects(said, "gpus")
+        if bool(gpu.get("slice")) == is_slice
+    }
+    return _Facts(*seen.pop()) if len(seen) == 1 else _Facts()
+
+
+# What labels say, vendor by vendor ------------------------------------------------------------------
+
+_MI = 2**20
+
+
+def _feature_discovery(labels: Labels, resource: str) -> _Facts:
+    """NVIDIA's GPU Feature Discovery, of whole GPUs, shared ones, and slices that are all alike (`single`)."""
+    if resource not in (NVIDIA_GPU, f"{NVIDIA_GPU}.shared"):
+        return _Facts()
+    product = labels.get("nvidia.com/gpu.product", "").removesuffix("-SHARED")
+    model, _, profile = product.partition("-MIG-")
+    return _Facts(
+        model=model,
+        memory_bytes=_number(labels.get("nvidia.com/gpu.memory")) * _MI,
+        compute_capability=_capability(labels),
+        mig_profile=profile,
+        shares=_number(labels.get("nvidia.com/gpu.replicas")),
+    )
+
+
+def _mixed_slices(labels: Labels, resource: str) -> _Facts:
+    """Feature Discovery where slices are resources of their own (`mixed`)."""
+    if not resource.startswith("nvidia.com/mig-"):
+        return _Facts()
+    name = resource.removesuffix(".shared")
+    product = labels.get(f"{name}.product") or labels.get("nvidia.com/gpu.product", "")
+    return _Facts(
+        model=product.removesuffix("-SHARED").partition("-MIG-")[0],
+        memory_bytes=_number(labels.get(f"{name}.memory")) * _MI,
+        compute_capability=_capability(labels),
+        mig_profile=name.removeprefix("nvidia.com/mig-"),
+        shares=_number(labels.get(f"{name}.replicas")),
+    )
+
+
+def _capability(labels: Labels) -> tuple[int, int] | None:
+    major = _number(labels.get("nvidia.com/gpu.compute.major"))
+    return (major, _number(labels.get("nvidia.com/gpu.compute.minor"))) if major else None
+
+
+def _gke(labels: Labels, resource: str) -> _Facts:
+    """Google's nodes, which sell slices and shares as whole GPUs."""
+    if resource != NVIDIA_GPU:
+        return _Facts()
+    return _Facts(
+        model=labels.get("cloud.google.com/gke-accelerator", ""),
+        mig_profile=labels.get("cloud.google.com/gke-gpu-partition-size", ""),
+        shares=_number(labels.get("cloud.google.com/gke-max-shared-clients-per-gpu")),
+    )
+
+
+def _karpenter(labels: Labels, resource: str) -> _Facts:
+    """Karpenter's instance labels on AWS and Azure, which are there before a node is."""
+    if not resource.startswith("nvidia.com/"):
+        return _Facts()
+    return _Facts(
+        model=labels.get("karpenter.k8s.aws/instance-gpu-name") or labels.get("karpenter.azure.com/sku-gpu-name", ""),
+        memory_bytes=0 if "mig-" in resource else _number(labels.get("karpenter.k8s.aws/instance-gpu-memory")) * _MI,
+    )
+
+
+def _eks(labels: Labels, resource: str) -> _Facts:
+    """The label that AWS documents for its cluster autoscaler."""
+    return _Facts(model=labels.get("k8s.amazonaws.com/accelerator", "") if resource.startswith("nvidia.com/") else "")
+
+
+def _amd(labels: Labels, resource: str) -> _Facts:
+    """AMD's labeller; older ones write ``beta.amd.com/gpu.vram.64G=1``. Partitions count as slices."""
+    if not resource.startswith("amd.com/"):
+        return _Facts()
+    product = labels.get("amd.com/gpu.product-name") or labels.get("beta.amd.com/gpu.product-name", "")
+    vram = labels.get("amd.com/gpu.vram") or labels.get("beta.amd.com/gpu.vram", "")
+    vram = vram or _in_key(labels, "beta.amd.com/gpu.vram.")
+    kind = resource.removeprefix("amd.com/")
+    return _Facts(
+        model=product or _in_key(labels, "beta.amd.com/gpu.product-name."),
+        memory_bytes=_number(vram.removesuffix("G")) * 2**30,
+        mig_profile="" if kind == "gpu" else kind,
+    )
+
+
+def _intel(labels: Labels, resource: str) -> _Facts:
+    if not resource.startswith("gpu.intel.com/"):
+        return _Facts()
+    return _Facts(
+        model=labels.get("gpu.intel.com/product", ""), memory_bytes=_number(labels.get("gpu.intel.com/memory.max"))
+    )
+
+
+_EXTRACTORS: tuple[Callable[[Labels, str], _Facts], ...] = (
+    _feature_discovery, _mixed_slices, _gke, _karpenter, _eks, _amd, _intel,
+)  # fmt: skip
+"""Of two that know a thing, the first is believed: what looked at the hardware before what a provider calls it."""
+
+
+def _in_key(labels: Labels, prefix: str) -> str:
+    return next((key.removeprefix(prefix) for key in sorted(labels) if key.startswith(prefix)), "")
+
+
+# What an autoscaler knows ---------------------------------------------------------------------------
+
+_MODEL_LABELS = (
+    "nvidia.com/gpu.product",
+    "amd.com/gpu.product-name",
+    "gpu.intel.com/product",
+    "cloud.google.com/gke-accelerator",
+    "karpenter.k8s.aws/instance-gpu-name",
+    "karpenter.azure.com/sku-gpu-name",
+    "k8s.amazonaws.com/accelerator",
+)
+"""Labels that name a GPU model. The first three are there only once a node is."""
+
+_OFFERED = {
+    "cloud.google.com/gke-accelerator": (
+        "nvidia-tesla-t4", "nvidia-tesla-p4", "nvidia-tesla-p100", "nvidia-tesla-v100", "nvidia-l4", "nvidia-tesla-a100",
+        "nvidia-a100-80gb", "nvidia-h100-80gb", "nvidia-h100-mega-80gb", "nvidia-h200-141gb", "nvidia-b200",
+    ),
+    "karpenter.k8s.aws/instance-gpu-name": (
+        "m60", "v100", "t4", "t4g", "a10g", "l4", "l40s", "a100", "h100", "h200", "b200",
+    ),
+}  # fmt: skip
+"""Values that are not seen in a cluster while no such node is up."""
+
+
+def model_terms(models: Collection[str], seen: Mapping[str, Collection[str]]) -> tuple[tuple[Requirement, ...], ...]:
+    """Alternatives that hold a pod to GPU models: one for each label that names models in this cluster.
+
+    `seen`: the values of each label that nodes have (`label_values`). A required term on a label of nodes alone would
+    keep an autoscaler from making the first node, so the labels it knows stand beside it with all the values it may
+    give. Empty where no label here names any of the models: then nothing can be required.
+    """
+    terms = []
+    for key in _MODEL_LABELS:
+        if key in seen:
+            values = {*seen[key], *_OFFERED.get(key, ())}
+            meant = sorted(value for value in values if any(matches(model, value) for model in models))
+            terms += [(Requirement(key, "In", tuple(meant)),)] if meant else []
+    return tuple(terms)
+
+
+def label_values(nodes: Iterable[Node]) -> dict[str, set[str]]:
+    """The values of labels that name GPU models, by label."""
+    seen: dict[str, set[str]] = {}
+    for node in nodes:
+        for key in _MODEL_LABELS:
+            if value := node.labels.get(key):
+                seen.setdefault(key, set()).add(value)
+    return seen
+
+
+# JSON -----------------------------------------------------------------------------------------------
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def _positive(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e18 else 0.0
+
+
+def _readable(resources: Mapping[str, Any]) -> dict[str, int]:
+    """Amounts; what cannot be read is not there."""
+    amounts: dict[str, int] = {}
+    for name, value in resources.items():
+        try:
+            amounts[name] = parse_quantity(value, thousandths=name == "cpu")
+        except ConfigError:
+            continue
+    return amounts
