@@ -49,8 +49,9 @@ MODEL_DIR = "MODEL_DIR"
 """Variable of a function whose image brings weights: the folder with the model's configuration and files."""
 
 # On Kubernetes.
-SYSTEM_NAMESPACE = "gpufn-system"
-"""Where our own components run."""
+SYSTEM_NAMESPACE, AGENT_NAMESPACE = "gpufn-system", "gpufn-agents"
+"""Where our own components run; agents, whose rights on nodes they have not, apart from them."""
+AGENT_ACCOUNT = "gpufn-agent"
 FIELD_MANAGER = "gpufn"
 """Ours in server-side apply."""
 FUNCTION_LABEL = f"{DOMAIN}/function"
@@ -78,6 +79,9 @@ NODE_CRIU_PATH, LENT_CRIU_PATH = "/var/lib/gpufn/criu", "/opt/gpufn/lent-criu"
 """Where the agent keeps a CRIU on its node, and where a container sees it."""
 SECCOMP_PROFILE = "gpufn.json"
 """The agent's copy of our profile, below the kubelet's folder of profiles."""
+
+LEDGER_TOKEN_HEADER = "X-Gpufn-Token"  # noqa: S105  # a name
+"""On requests to the ledger through the API server, which keeps the usual header for itself: a token for the ledger."""
 
 # Environment between a host and the entrypoint: see `adapter.replica.ReplicaSettings`.
 ENV_PREFIX = "GPUFN_"

@@ -4,9 +4,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from adapter.ledger.store import Ledger
 
 
 def _programs() -> Path | None:
@@ -46,3 +50,28 @@ def postgres_url():
             yield f"postgresql://gpufn@/postgres?host={folder}"
         finally:
             call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    server = sa.make_url(request.getfixturevalue("postgres_url"))
+    name = f"gpufn_test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(server.set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    query = {"options": f"-csearch_path={name}"}
+    yield server.update_query_dict(query).render_as_string(hide_password=False)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(url):
+    ledger = Ledger.open(url)
+    yield ledger
+    ledger.close()
