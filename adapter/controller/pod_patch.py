@@ -43,10 +43,6 @@ NVIDIA_RUNTIME = "nvidia"
 
 _HOSTNAME = "kubernetes.io/hostname"
 _NAMED_REFUSALS, _REFUSAL_GROUPS = 5, 20
-_FOREIGN_PREFIXES = ("hami.io/", "kai.scheduler/", "volcano.sh/", "runai/")
-_FOREIGN_KEYS = frozenset({"gpu-fraction", "gpu-memory", "nvidia.com/gpumem", "nvidia.com/gpucores",
-                           "nvidia.com/gpumem-percentage"})  # fmt: skip
-"""What HAMi, KAI and Volcano read on a pod to share a GPU in their own way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +113,6 @@ class _Work:
     warnings: list[str] = field(default_factory=list)
     resource: str = ""
     units: int = 0
-    foreign: str = field(init=False)
-    """What shows that another scheduler owns this pod; empty: none does."""
-
-    def __post_init__(self) -> None:
-        self.foreign = _owned_by_another(self.edit.document, self._inside("resources", "limits") or {})
 
     def _inside(self, *path: str) -> Any:
         return self.edit.get("spec", "containers", self.intent.container, *path)
@@ -138,16 +129,14 @@ class _Work:
             return
         self.resource, self.units = self._chosen()
         vendor = self.resource.partition("/")[0]
-        if not self.foreign:
+        if not self.intent.hints_only:
             if not need.resource:
                 for kind in ("limits", "requests"):  # Kubernetes wants both the same
                     self.edit.put(self._path("resources", kind, self.resource), str(self.units))
             if vendor == "nvidia.com" and NVIDIA_RUNTIME in self.facts.runtime_classes:
                 self._put_new(("spec", "runtimeClassName"), NVIDIA_RUNTIME)
         elif not need.resource:
-            self.warnings.append(
-                f"no GPU resource is added: {self.foreign}, so another scheduler gives GPUs to this pod"
-            )
+            self.warnings.append("no GPU resource is added: another scheduler gives GPUs to this pod, in its own way")
         self._tolerate(f"{vendor}/gpu")
 
     def _chosen(self) -> tuple[str, int]:
@@ -166,7 +155,7 @@ class _Work:
     # Nodes --------------------------------------------------------------------------------------
 
     def nodes(self) -> None:
-        if self.facts.hard and not self.foreign:
+        if self.facts.hard and not self.intent.hints_only:
             self._require(self.facts.hard)
         if not self.resource and len({verdict.cost_gpu_s for verdict in self.fitting}) == 1:
             return  # without a GPU and a snapshot, the scheduler knows better
@@ -206,7 +195,7 @@ class _Work:
         if why_not:
             self.warnings.append(f"process snapshots are not used: {why_not}")
             return
-        place = f"{SNAPSHOT_PATH}/{self.intent.tenant}/{self.intent.key}"
+        place = f"{SNAPSHOT_PATH}/{self.intent.need.snapshot}"
         self._mount(SNAPSHOTS_VOLUME, place, {"mountPath": place})
         self._mount(CRIU_VOLUME, NODE_CRIU_PATH, {"mountPath": LENT_CRIU_PATH, "readOnly": True})
         if self._inside("securityContext", "capabilities") is None:
@@ -267,7 +256,7 @@ class _Work:
         if said.get("exec_timeout_s"):  # a drain lets a request have its time
             said["write_timeout_s"] = spec.exec_timeout_s
         self._say(ReplicaSettings(**said).to_env(said.keys()))
-        if not (self.resource or self.foreign or self._inside("resources", "claims")):
+        if not (self.resource or self.intent.hints_only or self._inside("resources", "claims")):
             self._say({"CUDA_VISIBLE_DEVICES": ""})  # some runtimes show every GPU to whoever was given none
 
     def _say(self, variables: Mapping[str, str]) -> None:
@@ -320,16 +309,6 @@ def _to_json(requirement: Requirement) -> dict[str, Any]:
     return {"key": requirement.key, "operator": requirement.operator, **values}
 
 
-def _owned_by_another(pod: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    scheduler = pod["spec"].get("schedulerName") or "default-scheduler"
-    if scheduler != "default-scheduler":
-        return f"schedulerName is {scheduler}"
-    metadata = pod.get("metadata") or {}
-    keys = (*(metadata.get("annotations") or ()), *(metadata.get("labels") or ()), *limits)
-    found = next((key for key in keys if key in _FOREIGN_KEYS or key.startswith(_FOREIGN_PREFIXES)), "")
-    return f"it has {found}" if found else ""
-
-
 def _concurrency(pod: Mapping[str, Any]) -> int:
     """How many requests Knative sends to a replica at once, as it tells its own container; 0: it has no bound."""
     for container in pod["spec"]["containers"]:
@@ -359,6 +338,6 @@ def _note(work: _Work, verdicts: Sequence[Verdict]) -> str:
             {"code": code, "reason": reason, "count": len(nodes), "nodes": nodes[:_NAMED_REFUSALS]}
             for (code, reason), nodes in largest
         ],
-        "why": explain(verdicts) if not work.fitting else f"{work.foreign}: hints only" if work.foreign else "",
+        "why": "" if work.fitting else explain(verdicts),
     }
     return json.dumps({name: value for name, value in note.items() if value}, separators=(",", ":"))

@@ -6,12 +6,11 @@ from dataclasses import replace
 import jsonpatch
 from hypothesis import given, strategies as st
 
-from adapter.cluster.intent import Intent
+from adapter.cluster.intent import read_intent
 from adapter.controller.pod_patch import Facts, patch_pod
-from adapter.keys import OWN_ANNOTATIONS, PATCHED_ANNOTATION
+from adapter.keys import PATCHED_ANNOTATION
 from adapter.policy.node_terms import Requirement
-from adapter.policy.placement import Need, Verdict
-from adapter.spec import asked_in, parse_spec
+from adapter.policy.placement import Verdict
 
 WORDS = st.sampled_from(("a", "b", "c"))
 RESOURCES = ("nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared")
@@ -124,17 +123,16 @@ def pods(draw):
 
 
 def intent_of(pod, framework, snapshots):
-    said = pod["metadata"].get("annotations") or {}
-    said = {name: text for name, text in said.items() if name not in OWN_ANNOTATIONS}
-    if "gpufn.dev/mig" in said:  # contradicts a share
-        said = {"gpufn.dev/mig": said["gpufn.dev/mig"]}
-    spec = parse_spec({}, said)
-    index = next(at for at, c in enumerate(pod["spec"]["containers"]) if c["name"] != "queue-proxy")
-    limits = (pod["spec"]["containers"][index].get("resources") or {}).get("limits") or {}
-    resource = next((name for name in limits if name in RESOURCES), "")
-    gpus = float(limits[resource]) if resource else spec.gpus
-    need = Need("f.ns", gpus=gpus, mig_profile=spec.mig_profile, resource=resource, units=int(gpus) if resource else 0)
-    return Intent("f", "ns", "1", framework, "acme", index, spec, need, asked_in(said), snapshots)
+    """As the webhook reads it, each time anew; a share and a MIG profile, which contradict each other, never meet."""
+    pod = copy.deepcopy(pod)
+    said = pod["metadata"].setdefault("annotations", {})
+    if "gpufn.dev/mig" in said:
+        said.pop("gpufn.dev/gpu", None)
+    said.setdefault("gpufn.dev/park", "0")  # something of ours
+    opts_in = {"gpufn.dev/snapshots": "enabled"} if snapshots else {}
+    intent = read_intent(pod, namespace="ns", namespace_labels=opts_in, function="f", framework=framework)
+    assert intent is not None
+    return intent
 
 
 FRAMEWORKS = st.sampled_from(("knative", "openfaas", "plain"))

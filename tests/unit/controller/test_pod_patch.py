@@ -7,13 +7,11 @@ from dataclasses import replace
 import jsonpatch
 import pytest
 
-from adapter.cluster.intent import Intent
+from adapter.cluster.intent import read_intent
 from adapter.controller.pod_patch import Facts, patch_pod
-from adapter.keys import OWN_ANNOTATIONS
 from adapter.policy.node_terms import Requirement
-from adapter.policy.placement import Need, Verdict
+from adapter.policy.placement import Verdict
 from adapter.replica import ReplicaSettings
-from adapter.spec import asked_in, parse_spec
 
 FACTS = Facts(now_ns=1_700_000_000_000_000_000, runtime_classes=frozenset({"nvidia"}), restores=True)
 FITS = (Verdict("gpu-a", resource="nvidia.com/gpu", units=1, wake_s=0.4, score=90.0),)
@@ -47,15 +45,23 @@ def knative_pod(**annotations):
     }
 
 
-def intent_of(pod, framework="knative", snapshots=False, resource="", **more):
-    annotations = {k: v for k, v in pod["metadata"]["annotations"].items() if k not in OWN_ANNOTATIONS}
-    spec = parse_spec({}, annotations)
-    need = Need(
-        "embed.team", gpus=spec.gpus, mig_profile=spec.mig_profile, resource=resource, units=1 if resource else 0
-    )
-    return Intent(
-        "embed", "team", "embed-00001", framework, "acme", 0, spec, need, asked_in(annotations), snapshots, **more
-    )
+LABELS = {
+    "knative": {"serving.knative.dev/service": "embed", "serving.knative.dev/revision": "embed-00001"},
+    "openfaas": {"faas_function": "embed"},
+    "plain": {"gpufn.dev/function": "embed"},
+}
+
+
+def intent_of(pod, framework="knative", snapshots=False):
+    pod = copy.deepcopy(pod)
+    for name in LABELS["knative"]:
+        del pod["metadata"]["labels"][name]
+    pod["metadata"]["labels"] |= LABELS[framework]
+    pod["metadata"]["annotations"].setdefault("gpufn.dev/park", "0")  # something of ours
+    opts_in = {"gpufn.dev/tenant": "acme", **({"gpufn.dev/snapshots": "enabled"} if snapshots else {})}
+    intent = read_intent(pod, namespace="team", namespace_labels=opts_in)
+    assert intent is not None
+    return intent
 
 
 def patched(pod, intent=None, verdicts=FITS, facts=FACTS):
@@ -107,7 +113,7 @@ def test_nodes_with_another_resource_are_not_preferred():
 def test_a_limit_of_the_users_is_left_alone():
     pod = knative_pod()
     pod["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "2"}}
-    after = patched(pod, intent_of(pod, resource="nvidia.com/gpu"))
+    after = patched(pod, intent_of(pod))
     assert after["spec"]["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
 
 
@@ -371,14 +377,14 @@ def test_a_probe_of_the_users_stays():
 def test_asked_again_nothing_is_changed_whatever_the_nodes_are_now():
     pod = knative_pod(gpu="1")
     after = patched(pod)
-    again = patch_pod(after, intent_of(after, resource="nvidia.com/gpu"), (), replace(FACTS, now_ns=1))
+    again = patch_pod(after, intent_of(after), (), replace(FACTS, now_ns=1))
     assert again.operations == ()
 
 
 def test_a_pod_made_from_a_copy_of_another_functions_is_patched_anew():
     after = patched(knative_pod(gpu="1"))
     after["metadata"]["annotations"]["gpufn.dev/in-flight"] = "5"
-    assert patch_pod(after, intent_of(after, resource="nvidia.com/gpu"), FITS, FACTS).operations
+    assert patch_pod(after, intent_of(after), FITS, FACTS).operations
 
 
 def test_a_pod_says_when_it_was_admitted_and_why_it_went_where():
