@@ -24,6 +24,8 @@ TASK_LABEL = f"{DOMAIN}/task"
 """On pods of ours that are no function's replicas; its value is `TASK_SNAPSHOT`."""
 OF_ANNOTATION = f"{DOMAIN}/snapshot-of"
 """The snapshot's name, ``tenant/name.namespace``."""
+FOR_ANNOTATION = f"{DOMAIN}/for-pod"
+"""The replica that had to start without it."""
 POLICY_NAME = "gpufn-snapshot-pods"
 
 _KEPT_VOLUMES = frozenset({"emptyDir", "configMap", "persistentVolumeClaim", "image"})
@@ -45,7 +47,7 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "name": name_of(intent, node, container["image"]),
             "namespace": intent.namespace,
             "labels": {TASK_LABEL: TASK_SNAPSHOT},
-            "annotations": {OF_ANNOTATION: intent.need.snapshot, f"{DOMAIN}/for-pod": pod["metadata"]["name"]},
+            "annotations": {OF_ANNOTATION: intent.need.snapshot, FOR_ANNOTATION: pod["metadata"]["name"]},
         },
         "spec": {
             "restartPolicy": "Never",

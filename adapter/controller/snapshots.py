@@ -1,0 +1,132 @@
+"""Process snapshots on nodes: which are due, one pod at a time on each node, and what came of it.
+
+A replica that started slowly says that a snapshot is due; its node's agent says so in the node's `GpuNode`; here the
+pod that takes it is made (`snapshot_pod`). Everything is found anew from what the cluster has: a pod that is there is
+work that goes on, one that failed is a reason to wait, whoever leads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from adapter.controller.snapshot_pod import FOR_ANNOTATION, OF_ANNOTATION
+from adapter.units import format_duration, format_size
+
+RETRY_S = 3600.0
+"""After a snapshot that failed the same function is left alone on that node: what hindered seldom passes sooner."""
+_UNSCHEDULED_S = 600.0
+"""A pod that found no place for so long is given up: it is counted as failed."""
+_ACTIVE = frozenset({"Pending", "Running", "Unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A replica whose next start on its node would be faster with a snapshot."""
+
+    namespace: str
+    pod: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A pod that takes a snapshot, or has. `message` is what it said last; instants are seconds since the epoch."""
+
+    namespace: str
+    name: str
+    node: str
+    snapshot: str
+    for_pod: str
+    phase: str
+    message: str
+    began_at_s: float
+    ended_at_s: float
+
+    @property
+    def is_over(self) -> bool:
+        return self.phase not in _ACTIVE
+
+    @property
+    def worked(self) -> bool:
+        return self.phase == "Succeeded"
+
+    @property
+    def news(self) -> str:
+        """What came of it, for people."""
+        try:
+            said = dict(json.loads(self.message.splitlines()[-1]))
+            if self.worked:
+                size, seconds = format_size(int(said["bytes"])), format_duration(float(said["seconds"]))
+                return f"Took the snapshot {self.snapshot} on {self.node}: {size} in {seconds}."
+            reason = f"{said['reason']} [{said['code']}]"
+        except (ValueError, KeyError, IndexError, TypeError):
+            reason = self.message.strip() or "its pod said nothing"
+        if self.worked:
+            return f"Took the snapshot {self.snapshot} on {self.node}."
+        return f"No snapshot {self.snapshot} on {self.node}, replicas there load as before: {reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do on one node now. `take`: candidates in order, of which the first that is new is begun."""
+
+    clear: tuple[Taking, ...] = ()
+    give_up: tuple[Taking, ...] = ()
+    take: tuple[Due, ...] = ()
+    again_s: float | None = None
+    """Seconds until time alone may change the answer."""
+
+
+def next_step(due: Iterable[Due], takings: Iterable[Taking], now_s: float) -> Step:
+    """For one node. What worked is cleared away, what failed is kept as long as it keeps others from trying again."""
+    takings = sorted(takings, key=lambda taking: taking.name)
+    active = [taking for taking in takings if not taking.is_over]
+    stuck = [t for t in active if t.phase == "Pending" and not t.node and now_s - t.began_at_s >= _UNSCHEDULED_S]
+    failed = [taking for taking in takings if taking.is_over and not taking.worked]
+    old = [taking for taking in failed if now_s - taking.ended_at_s >= RETRY_S]
+    deadlines = [taking.ended_at_s + RETRY_S for taking in failed if taking not in old]
+    deadlines += [t.began_at_s + _UNSCHEDULED_S for t in active if t.phase == "Pending" and t not in stuck]
+    return Step(
+        clear=tuple(taking for taking in takings if taking.worked or taking in old),
+        give_up=tuple(stuck),
+        take=() if active else tuple(sorted(set(due), key=lambda item: (item.namespace, item.pod))),
+        again_s=max(1.0, min(deadlines) - now_s) if deadlines else None,
+    )
+
+
+def due_of(gpu_node: Mapping[str, Any]) -> tuple[Due, ...]:
+    """What a node's agent says. Anything else than names is left out: an agent could be of another version."""
+    items = (gpu_node.get("status") or {}).get("snapshotsDue") or ()
+    return tuple(
+        Due(item["namespace"], item["pod"])
+        for item in items
+        if isinstance(item, Mapping) and isinstance(item.get("namespace"), str) and isinstance(item.get("pod"), str)
+    )
+
+
+def taking_of(pod: Mapping[str, Any]) -> Taking:
+    """A pod that `snapshot_pod` made."""
+    metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    ended: Mapping[str, Any] = next(
+        (s["state"]["terminated"] for s in status.get("containerStatuses") or () if "terminated" in s["state"]), {}
+    )
+    began_at_s = _seconds(metadata["creationTimestamp"])
+    return Taking(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        node=spec.get("nodeName", ""),
+        snapshot=annotations.get(OF_ANNOTATION, ""),
+        for_pod=annotations.get(FOR_ANNOTATION, ""),
+        phase=status.get("phase", "Pending"),
+        message=ended.get("message") or status.get("message") or ended.get("reason", ""),
+        began_at_s=began_at_s,
+        ended_at_s=_seconds(ended["finishedAt"]) if ended.get("finishedAt") else began_at_s,
+    )
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,90 @@
+"""Which snapshots are taken where, and what is said of those that were."""
+
+import json
+
+import pytest
+
+from adapter.controller.snapshots import RETRY_S, Due, Taking, due_of, next_step, taking_of
+
+EMBED, CHAT = Due("team-a", "embed-1"), Due("team-b", "chat-1")
+
+
+def taking(name="gpufn-snapshot-1", phase="Running", node="node-1", began_at_s=0.0, ended_at_s=0.0, message=""):
+    return Taking(
+        "team-a", name, node, "team-a/embed.team-a", "embed-1", phase, message, began_at_s, ended_at_s or began_at_s
+    )
+
+
+def test_what_is_due_is_taken_in_an_order_that_does_not_change():
+    assert next_step([CHAT, EMBED, CHAT], [], 0.0).take == (EMBED, CHAT)
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running", "Unknown"])
+def test_a_node_takes_one_at_a_time(phase):
+    assert next_step([EMBED], [taking(phase=phase)], 0.0).take == ()
+
+
+def test_what_worked_is_cleared_away_and_the_next_begins():
+    done = taking(phase="Succeeded")
+    step = next_step([CHAT], [done], 5.0)
+    assert (step.clear, step.take, step.again_s) == ((done,), (CHAT,), None)
+
+
+def test_what_failed_stays_until_it_may_be_tried_again():
+    failed = taking(phase="Failed", ended_at_s=100.0)
+    before = next_step([EMBED], [failed], 99.0 + RETRY_S)
+    assert (before.clear, before.again_s) == ((), 1.0)
+    after = next_step([EMBED], [failed], 100.0 + RETRY_S)
+    assert (after.clear, after.again_s) == ((failed,), None)
+
+
+def test_one_that_finds_no_place_is_given_up():
+    waiting = taking(phase="Pending", node="")
+    assert next_step([], [waiting], 10.0).give_up == ()
+    assert next_step([], [waiting], 10.0).again_s == 590.0
+    assert next_step([], [waiting], 600.0).give_up == (waiting,)
+
+
+def test_one_that_pulls_its_image_is_waited_for():
+    assert next_step([], [taking(phase="Pending")], 10_000.0).give_up == ()
+
+
+def test_an_agent_that_says_nothing_sensible_means_nothing_is_due():
+    assert due_of({}) == ()
+    assert due_of({"status": {"snapshotsDue": [{"namespace": "a"}, "x", {"namespace": "a", "pod": "b"}]}}) == (
+        Due("a", "b"),
+    )
+
+
+def pod(phase, terminated):
+    return {
+        "metadata": {
+            "name": "gpufn-snapshot-1",
+            "namespace": "team-a",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {"gpufn.dev/snapshot-of": "team-a/embed.team-a", "gpufn.dev/for-pod": "embed-1"},
+        },
+        "spec": {"nodeName": "node-1"},
+        "status": {"phase": phase, "containerStatuses": [{"state": {"terminated": terminated}}]},
+    }
+
+
+def test_a_snapshot_that_was_taken_says_how_large_it_is():
+    said = json.dumps({"state": "published", "key": "k", "bytes": 3 * 2**20, "seconds": 1.5})
+    found = taking_of(pod("Succeeded", {"finishedAt": "2026-01-01T00:01:00Z", "message": said + "\n"}))
+    assert found.news == "Took the snapshot team-a/embed.team-a on node-1: 3.0Mi in 1.50s."
+    assert found.ended_at_s - found.began_at_s == 60
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (json.dumps({"state": "failed", "code": "criu-missing", "reason": "No CRIU."}), "No CRIU. [criu-missing]"),
+        ("Traceback", "Traceback"),
+        ("", "OOMKilled"),
+    ],
+)
+def test_one_that_was_not_taken_says_why(message, why):
+    found = taking_of(pod("Failed", {"finishedAt": "2026-01-01T00:01:00Z", "message": message, "reason": "OOMKilled"}))
+    assert found.news.endswith(why)
+    assert "replicas there load as before" in found.news
