@@ -143,6 +143,20 @@ def selects_spot(requirement: Requirement) -> bool | None:
     return picked.pop() if len(picked) == 1 else None
 
 
+def spot_terms(spot: str) -> tuple[tuple[Requirement, ...], ...]:
+    """Alternatives that hold a pod to spot machines (``require``), or away from them (``never``), by what autoscalers
+    call them; none for what only weighs."""
+    if spot == "require":
+        return tuple((Requirement(key, "In", _spellings(word)),) for key, word in _SPOT_LABELS)
+    if spot == "never":
+        return (tuple(Requirement(key, "NotIn", _spellings(word)) for key, word in _SPOT_LABELS),)
+    return ()
+
+
+def _spellings(word: str) -> tuple[str, ...]:
+    return word, word.upper()
+
+
 _TAINTS_OF_STATES = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
 """Taints that say what `Node.why_not` says already."""
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adapter.cluster.intent import Intent
+from adapter.cluster.inventory import is_gpu, spot_terms
 from adapter.cluster.json_patch import Editor
 from adapter.hosts.seccomp import RESTORE_RIGHT
 from adapter.keys import (
@@ -34,7 +35,7 @@ from adapter.keys import (
     SNAPSHOT_PATH,
 )
 from adapter.policy.node_terms import Requirement
-from adapter.policy.placement import MOST_PREFERRED, Verdict, default_resource, explain, preferences
+from adapter.policy.placement import MOST_PREFERRED, Verdict, default_resource, explain, preferences, tolerations
 from adapter.replica import ReplicaSettings
 
 SNAPSHOTS_VOLUME, CRIU_VOLUME = "gpufn-snapshots", "gpufn-criu"
@@ -123,21 +124,19 @@ class _Work:
     # A GPU --------------------------------------------------------------------------------------
 
     def gpu(self) -> None:
-        """The resource, the runtime class and the toleration. A pod of another scheduler asks for its GPU in its own way."""
+        """The resource and the runtime class. A pod of another scheduler asks for its GPU in its own way."""
         need = self.intent.need
         if not (need.gpus or need.resource or need.mig_profile):
             return
         self.resource, self.units = self._chosen()
-        vendor = self.resource.partition("/")[0]
         if not self.intent.hints_only:
             if not need.resource:
                 for kind in ("limits", "requests"):  # Kubernetes wants both the same
                     self.edit.put(self._path("resources", kind, self.resource), str(self.units))
-            if vendor == "nvidia.com" and NVIDIA_RUNTIME in self.facts.runtime_classes:
+            if _vendor(self.resource) == "nvidia.com" and NVIDIA_RUNTIME in self.facts.runtime_classes:
                 self._put_new(("spec", "runtimeClassName"), NVIDIA_RUNTIME)
         elif not need.resource:
             self.warnings.append("no GPU resource is added: another scheduler gives GPUs to this pod, in its own way")
-        self._tolerate(f"{vendor}/gpu")
 
     def _chosen(self) -> tuple[str, int]:
         """Resource and units: what the best node has, else what a node autoscaler can look for."""
@@ -145,18 +144,27 @@ class _Work:
             return self.fitting[0].resource, self.fitting[0].units
         return default_resource(self.intent.need)
 
-    def _tolerate(self, key: str) -> None:
-        tolerations = self.edit.get("spec", "tolerations") or []
-        everything = {"operator": "Exists"}
-        wanted = {"key": key, "operator": "Exists"}
-        if wanted not in tolerations and everything not in tolerations:
-            self.edit.append(("spec", "tolerations"), wanted)
+    def _tolerate(self) -> None:
+        there = self.edit.get("spec", "tolerations") or []
+        for toleration in tolerations(self.intent.need):
+            if is_gpu(toleration.key) and _vendor(toleration.key) != _vendor(self.resource):
+                continue
+            wanted: dict[str, str] = {"key": toleration.key, "operator": "Exists"}
+            if toleration.value is not None:
+                wanted |= {"operator": "Equal", "value": toleration.value}
+            if toleration.effect:
+                wanted["effect"] = toleration.effect
+            if wanted not in there and {"operator": "Exists"} not in there:
+                self.edit.append(("spec", "tolerations"), wanted)
 
     # Nodes --------------------------------------------------------------------------------------
 
     def nodes(self) -> None:
-        if self.facts.hard and not self.intent.hints_only:
-            self._require(self.facts.hard)
+        self._tolerate()
+        either = itertools.product(self.facts.hard or ((),), spot_terms(self.intent.need.spot) or ((),))
+        alternatives = [(*by_model, *by_price) for by_model, by_price in either]
+        if any(alternatives) and not self.intent.hints_only:
+            self._require(alternatives)
         if not self.resource and len({verdict.cost_gpu_s for verdict in self.fitting}) == 1:
             return  # without a GPU and a snapshot, the scheduler knows better
         for term in preferences(self.fitting):
@@ -302,6 +310,10 @@ _SHIM_SETTINGS = frozenset(
 """Attributes of a spec that are the shim's to keep; they have the same names there."""
 
 _OTHER_NAMES = {item.metadata["names"][0]: item.metadata["names"][1:] for item in fields(ReplicaSettings)}
+
+
+def _vendor(resource: str) -> str:
+    return resource.partition("/")[0]
 
 
 def _to_json(requirement: Requirement) -> dict[str, Any]:

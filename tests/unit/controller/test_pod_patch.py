@@ -207,6 +207,25 @@ def test_our_alternatives_hold_within_each_of_the_users():
     assert said == {(("zone", z), (key, "l4")) for z in "ab" for key in ("gke", "karpenter")}
 
 
+def test_spot_machines_are_required_by_any_name_that_autoscalers_have_for_them():
+    terms = hard_terms(patched(knative_pod(gpu="1", spot="require")))
+    assert [{"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot", "SPOT"]}] in [
+        term["matchExpressions"] for term in terms
+    ]
+    assert all(len(term["matchExpressions"]) == 1 for term in terms)
+
+
+def test_a_pod_that_is_never_to_be_on_spot_machines_is_kept_off_whatever_they_are_called():
+    (term,) = hard_terms(patched(knative_pod(gpu="1", spot="never")))
+    assert {item["operator"] for item in term["matchExpressions"]} == {"NotIn"}
+    assert len(term["matchExpressions"]) > 4
+
+
+@pytest.mark.parametrize("spot", ["any", "prefer", "avoid"])
+def test_what_only_weighs_is_not_required(spot):
+    assert hard_terms(patched(knative_pod(gpu="1", spot=spot))) == []
+
+
 def test_a_term_of_the_users_that_matches_nothing_still_matches_nothing():
     pod = knative_pod(gpu="1")
     pod["spec"]["affinity"] = {
