@@ -240,7 +240,7 @@ class FunctionSpec:
     initial_replicas: int
     park_after_s: float
     idle_s: float | None
-    """None: learned, see `adapter.policy.scaling`."""
+    """None: learned, see `adapter.policy.keep_alive`."""
     idle_max_s: float
     cold_price: float
     in_flight: int

@@ -59,6 +59,7 @@ def make_app(gateway: Gateway, credentials: tuple[str, str] | None) -> web.Appli
     route("GET", "/gpufn/v1/starts", api.starts)
     route("GET", "/gpufn/v1/replicas", api.replicas)
     route("GET", "/gpufn/v1/snapshots", api.snapshots)
+    route("GET", "/gpufn/v1/keep-alives", api.keep_alives)
     route("GET", "/gpufn/v1/nodes", api.nodes)
     route("*", "/system/{rest:.*}", api.unsupported)
     return app
@@ -251,6 +252,11 @@ class Api:
     async def snapshots(self, _request: web.Request) -> web.Response:
         fleets = self._gateway.fleets.items()
         return web.json_response([{"function": key, **fleet.snapshot} for key, fleet in fleets if fleet.snapshot])
+
+    async def keep_alives(self, _request: web.Request) -> web.Response:
+        """How long each function is kept, and why."""
+        fleets = self._gateway.fleets.items()
+        return web.json_response([{"function": key, **fleet.keep_alive.to_json()} for key, fleet in fleets])
 
     async def nodes(self, _request: web.Request) -> web.Response:
         """One node: the machine of this gateway."""

@@ -32,6 +32,7 @@ from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.wire import shutting_down, unknown_function
+from adapter.policy.keep_alive import History, KeepAlive, Wake, keep_alive
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
 from adapter.spec import FunctionSpec
@@ -86,6 +87,9 @@ class Fleet:
         self._background = Background()
         self._claims = Claims(self.gpus, self._stop)
         self._lost_park: SkippedRung | None = None
+        self._history = History()
+        self._requests = 0  # that wait or have a slot
+        self.keep_alive: KeepAlive = keep_alive(self.deployment.spec, self._history.habits(self.clock()))
         self._closing: Callable[[str], AdapterError] | None = None
 
     @property
@@ -115,12 +119,26 @@ class Fleet:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """A place in a replica for one request. Raises `Overloaded`, `Timeout`, `HandlerError`, `Unavailable`."""
-        member = None if self._waiters else self._free_member()
-        slot = await self._wait() if member is None else self._occupy(member)
+        self._enter()
         try:
-            yield slot
+            member = None if self._waiters else self._free_member()
+            slot = await self._wait() if member is None else self._occupy(member)
+            try:
+                yield slot
+            finally:
+                self._release(slot.member)
         finally:
-            self._release(slot.member)
+            self._leave()
+
+    def _enter(self) -> None:
+        self._requests += 1
+        if self._requests == 1 and self._history.busy(self.clock()):
+            self._choose_keep_alive()
+
+    def _leave(self) -> None:
+        self._requests -= 1
+        if not self._requests:
+            self._history.idle(self.clock())
 
     def _free_member(self) -> Member | None:
         limit = self.deployment.spec.in_flight
@@ -232,7 +250,7 @@ class Fleet:
         spec = self.deployment.spec
         if self._floor > spec.min_replicas:
             spec = replace(spec, min_replicas=min(spec.max_replicas, self._floor))
-        for action in decide(spec, self._views(), len(self._waiters), now):
+        for action in decide(spec, self._views(), len(self._waiters), now, keep_alive_s=self.keep_alive.seconds):
             if isinstance(action, Start):
                 self._start_more(action.count, now)
             elif isinstance(action, Park):
@@ -252,12 +270,18 @@ class Fleet:
         return pending + [m.view() for m in self.members.values() if m.outdated or not m.upcoming]
 
     def _schedule(self, now: float) -> None:
-        deadlines = [next_deadline_s(self.deployment.spec, self._views(), now)]
+        keep_alive_s = self.keep_alive.seconds
+        deadlines = [next_deadline_s(self.deployment.spec, self._views(), now, keep_alive_s=keep_alive_s)]
         if self._retry_at_s > now and (self._waiters or self._floor or self.deployment.spec.min_replicas):
             deadlines.append(self._retry_at_s)
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
             self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
+
+    def _choose_keep_alive(self) -> None:
+        """Whenever there is something new to choose by."""
+        habits, current_s = self._history.habits(self.clock()), self.keep_alive.seconds
+        self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s)
 
     def _start_more(self, count: int, now: float) -> None:
         if now < self._retry_at_s:
@@ -355,6 +379,7 @@ class Fleet:
         elif event.name is EventName.PARKED:
             member.awake.clear()
             self._claims.parked(member)
+            self._learn_parking()
         elif event.name is EventName.MODEL_EXITED:
             member.awake.clear()
             member.exits += 1
@@ -370,6 +395,12 @@ class Fleet:
             self._ended(member, event)
             return
         self._changed(member)
+
+    def _learn_parking(self) -> None:
+        """Not every GPU's driver can: that it does is seen when it does."""
+        if not self._history.parks:
+            self._history.parks = True
+            self._choose_keep_alive()
 
     def _note_lost_park(self, member: Member, event: Event) -> None:
         """A GPU process that was lost while it was parked, or on the way there: told in the start that replaces it."""
@@ -431,6 +462,9 @@ class Fleet:
         if self._lost_park is not None and record.rung is not Rung.RESUME:
             record = replace(record, skipped=(self._lost_park, *record.skipped))
             self._lost_park = None
+        if not record.error:
+            self._history.woke(Wake.of(record))
+            self._choose_keep_alive()
         self.observer.started(self, record)
 
     def _start_failed(self, deployment: Deployment, error: AdapterError) -> None:
@@ -461,6 +495,7 @@ class Fleet:
             member.outdated = member.outdated or member.upcoming  # of a revision that never took over
         if self.rollout.begin(deployment):
             self.deployment = deployment
+            self._choose_keep_alive()
         self.evaluate()
 
     def prepared(self, deployment: Deployment, problem: AdapterError | None, *, initial: int) -> None:
@@ -484,6 +519,7 @@ class Fleet:
     def _switch(self) -> None:
         """The upcoming revision is the function from now on; replicas of the old one finish what they have."""
         self.deployment = self.rollout.switch()
+        self._choose_keep_alive()
         for member in self.members.values():
             member.upcoming = False
             member.outdated = member.outdated or not self.rollout.wants(member.replica.deployment)

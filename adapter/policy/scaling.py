@@ -1,7 +1,8 @@
 """How many replicas one function should have, and which of them may rest.
 
 Pure: observed replicas in, actions out, the clock (any monotonic one, in seconds) passed in. Growth is at
-once, shrinking only after idle time since the last request: that asymmetry is the hysteresis.
+once, shrinking only after idle time since the last request: that asymmetry is the hysteresis. How much idle time
+that is says `adapter.policy.keep_alive`; here it is given, as `keep_alive_s`.
 
 The bounds count replicas of the current revision. Outdated ones drain beside them, get no new work and
 count neither as capacity nor against the maximum, so that a new revision starts while the old one finishes.
@@ -19,9 +20,6 @@ from adapter.spec import FunctionSpec
 SNAPSHOT_GRACE_S = 120.0
 """How much longer an idle replica is spared because a snapshot is being taken beside it: several times
 what a dump of a large process takes, and short enough that one which hangs costs little."""
-
-UNLEARNED_IDLE_S = 300.0
-"""How long an idle replica of a function is kept whose idle time is to be learned, while nothing is known of it."""
 
 STARTING, SERVING, PARKED = "starting", "serving", "parked"
 _LIVE = frozenset({STARTING, SERVING, PARKED})
@@ -68,8 +66,11 @@ class Stop:
 Action: TypeAlias = Start | Park | Stop
 
 
-def decide(spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, now_s: float) -> list[Action]:
-    """What to do now. `waiting` counts requests that no replica has yet.
+def decide(
+    spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, now_s: float, *, keep_alive_s: float
+) -> list[Action]:
+    """What to do now. `waiting` counts requests that no replica has yet; after `keep_alive_s` of idleness a replica
+    is stopped, 0: never.
 
     Deterministic and idempotent: once the actions show in `replicas`, the same call answers nothing.
     Requests may be sent to starting and parked replicas (both hold them), so these count as capacity.
@@ -84,7 +85,7 @@ def decide(spec: FunctionSpec, replicas: Iterable[ReplicaView], waiting: int, no
         actions.append(Start(needed - len(live)))
     surplus = _surplus(spec, live, now_s)
     actions.extend(Stop(r.id, "above max") for r in surplus)
-    actions.extend(_rest(spec, [r for r in live if r not in surplus], needed, now_s))
+    actions.extend(_rest(spec, [r for r in live if r not in surplus], needed, now_s, keep_alive_s))
     return actions
 
 
@@ -93,7 +94,9 @@ def needed_replicas(spec: FunctionSpec, requests: int) -> int:
     return min(spec.max_replicas, max(spec.min_replicas, math.ceil(requests / spec.in_flight)))
 
 
-def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: float) -> float | None:
+def next_deadline_s(
+    spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: float, *, keep_alive_s: float
+) -> float | None:
     """The next instant at which `decide` may answer differently though nothing else has changed.
 
     On the clock of `now_s`, and always after it; None when time alone changes nothing.
@@ -102,13 +105,9 @@ def next_deadline_s(spec: FunctionSpec, replicas: Iterable[ReplicaView], now_s: 
     for r in replicas:
         if r.state not in _LIVE or r.in_flight or r.idle_since_s is None:
             continue
-        limits = (0.0,) if r.outdated else (spec.park_after_s, _idle_s(spec), 0.0)
+        limits = (0.0,) if r.outdated else (spec.park_after_s, keep_alive_s, 0.0)
         instants.extend(_due_s(r, r.idle_since_s, after_s) for after_s in limits)
     return min((instant for instant in instants if instant > now_s), default=None)
-
-
-def _idle_s(spec: FunctionSpec) -> float:
-    return UNLEARNED_IDLE_S if spec.idle_s is None else spec.idle_s
 
 
 def _longest_idle_first(r: ReplicaView) -> tuple[float, str]:
@@ -135,7 +134,9 @@ def _surplus(spec: FunctionSpec, live: Sequence[ReplicaView], now_s: float) -> l
     return free[: max(0, len(live) - spec.max_replicas)]
 
 
-def _rest(spec: FunctionSpec, live: Sequence[ReplicaView], needed: int, now_s: float) -> list[Action]:
+def _rest(
+    spec: FunctionSpec, live: Sequence[ReplicaView], needed: int, now_s: float, keep_alive_s: float
+) -> list[Action]:
     """Park or stop what has been idle long enough, keeping `needed` replicas, and as many awake if they are."""
 
     def is_due(r: ReplicaView, after_s: float) -> bool:
@@ -150,7 +151,7 @@ def _rest(spec: FunctionSpec, live: Sequence[ReplicaView], needed: int, now_s: f
         parked = r.state == PARKED
         if not (total if parked else awake) > needed:
             continue
-        if is_due(r, _idle_s(spec)):
+        if is_due(r, keep_alive_s):
             actions.append(Stop(r.id, "idle"))
             total -= 1
             awake -= not parked

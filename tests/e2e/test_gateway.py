@@ -11,6 +11,7 @@ from aiohttp import web
 
 from adapter.errors import ConfigError, HandlerError, NotFound, Unavailable
 from adapter.hosts import ReplicaState
+from adapter.policy.keep_alive import Basis
 from adapter.records import EventName
 from tests.fakes.replicas import FakeHost, echo, run, serving, until
 
@@ -73,6 +74,25 @@ def test_idle_functions_go_to_zero_and_come_back(state_dir):
             await until(lambda: not up.host.replicas)
             assert (await up.call())[0] == 200
             assert up.host.started == 2
+
+    run(scenario())
+
+
+def test_how_long_it_is_kept_is_learned_from_its_own_callers(state_dir):
+    async def scenario():
+        async with serving(state_dir) as up:
+            fleet = await up.deploy(idle="auto", park="0", cold_price="10000")
+            before = fleet.keep_alive
+            now_s = fleet.clock()
+            fleet.clock = lambda: now_s
+            await up.call()
+            await until(lambda: fleet.keep_alive.basis is Basis.PRIOR)
+            for _ in range(12):
+                now_s += 20.0
+                await up.call()
+            assert (before.basis, fleet.keep_alive.basis) == (Basis.ASSUMED, Basis.LEARNED)
+            (said,) = await up.json("/gpufn/v1/keep-alives")
+            assert said == {"function": "echo.openfaas-fn", **fleet.keep_alive.to_json()}
 
     run(scenario())
 

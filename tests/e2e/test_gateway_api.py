@@ -35,7 +35,7 @@ def test_who_must_say_who_he_is(state_dir):
         ("GET", "/system/info"), ("GET", "/system/secrets"), ("POST", "/system/secrets"), ("GET", "/system/logs?name=echo"),
         ("POST", "/system/namespace/x"), ("DELETE", "/system/namespace/x"), ("POST", "/system/namespaces"),
         ("GET", "/gpufn/v1/starts"), ("GET", "/gpufn/v1/replicas"), ("GET", "/gpufn/v1/snapshots"),
-        ("GET", "/gpufn/v1/nodes"), ("GET", "/system/other"),
+        ("GET", "/gpufn/v1/nodes"), ("GET", "/gpufn/v1/keep-alives"), ("GET", "/system/other"),
         ("GET", "//system/functions"), ("GET", "/nothing"),
     ]  # fmt: skip
     opened = ["/healthz", "/metrics", "/system/namespaces", "/system/namespace/openfaas-fn", "/function/echo"]

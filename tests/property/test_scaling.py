@@ -14,8 +14,8 @@ from adapter.policy.scaling import (
     ReplicaView,
     Start,
     Stop,
-    decide,
-    next_deadline_s,
+    decide as decide_with,
+    next_deadline_s as next_deadline_with,
 )
 from adapter.spec import parse_spec
 
@@ -48,6 +48,14 @@ def replica_views(draw, identity):
 @st.composite
 def fleets(draw):
     return [draw(replica_views(f"r{n}")) for n in range(draw(st.integers(0, 6)))]
+
+
+def decide(spec, replicas, waiting, now_s):
+    return decide_with(spec, replicas, waiting, now_s, keep_alive_s=spec.idle_s)
+
+
+def next_deadline_s(spec, replicas, now_s):
+    return next_deadline_with(spec, replicas, now_s, keep_alive_s=spec.idle_s)
 
 
 WAITING = st.just(0) | st.integers(0, 20)
@@ -209,7 +217,7 @@ def test_without_requests_deadlines_lead_to_the_minimum(spec, replicas):
 
 
 def test_from_zero_one_request_starts_one_replica():
-    spec = parse_spec({"scale": {"max": 5, "in_flight": 2}}, {})
+    spec = parse_spec({"scale": {"max": 5, "in_flight": 2, "idle": "300s"}}, {})
     assert decide(spec, [], 1, 0.0) == [Start(1)]
     assert decide(spec, [], 3, 0.0) == [Start(2)]
     assert decide(spec, [], 500, 0.0) == [Start(5)]
