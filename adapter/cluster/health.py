@@ -1,0 +1,43 @@
+"""What a component answers to those who ask how it is: ``/healthz``, ``/readyz``, ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+Check = Callable[[], "str"]
+"""Why not; empty where all is well."""
+
+
+class Health:
+    """Alive unless a check of `alive` says why not; ready when none of `ready` does, and until it drains."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.alive: dict[str, Check] = {}
+        self.ready: dict[str, Check] = {}
+        self.draining = False
+        self._registry = registry
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics),
+        ]
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _answer(self.alive)
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _answer(self.ready | ({"draining": lambda: "it is told to stop"} if self.draining else {}))
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def _answer(checks: dict[str, Check]) -> web.Response:
+    failed = {name: why for name, check in checks.items() if (why := check())}
+    text = "".join(f"{name}: {why}\n" for name, why in failed.items()) or "ok\n"
+    return web.Response(text=text, status=503 if failed else 200)
