@@ -89,6 +89,9 @@ class Informer(Generic[T]):
         """To be said before `run`."""
         self._handlers.append(handler)
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def get(self, key: str) -> T | None:
         return self._values.get(key)
 
