@@ -46,6 +46,9 @@ class Rhythm:
     pause_limit_s: float = 30.0
 
 
+USUAL = Rhythm()
+
+
 def key_of(value: Mapping[str, Any]) -> str:
     """``namespace/name``, or ``name`` of what has no namespace."""
     metadata = value["metadata"]
@@ -69,7 +72,7 @@ class Informer(Generic[T]):
         *,
         label_selector: str = "",
         field_selector: str = "",
-        rhythm: Rhythm = Rhythm(),  # a frozen value
+        rhythm: Rhythm = USUAL,
     ) -> None:
         self.path = path
         self.synced = asyncio.Event()

@@ -1,0 +1,58 @@
+"""Serving HTTP from a pod: listening, and ending without cutting off who is being answered."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+KEEPALIVE_S = 120.0
+"""Longer than the API server keeps a connection it does not use, so that it never sends on one that we just closed."""
+_LAST_ANSWERS_S = 10.0
+
+
+@asynccontextmanager
+async def served(
+    app: web.Application, port: int, *, address: str | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """`app` on `port` (0: a free one), at all addresses or one; the port. At the end what was asked is answered."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=_LAST_ANSWERS_S,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port, ssl_context=tls, reuse_address=True).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def stop_asked() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until(stop: asyncio.Event, *works: Awaitable[object]) -> None:
+    """Run `works` until `stop` is set, then cancel them. One that ends or fails before that ends all: what it raised is
+    raised here."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stopping, *tasks):
+            task.cancel()
+        await asyncio.wait([stopping, *tasks])
+    for task in done:
+        task.result()

@@ -1,0 +1,218 @@
+"""Answers the API server's questions about pods and Knative Services that are being made.
+
+A user's error is refused, with what to do; an error of ours lets the object pass as it is. Nothing here asks anybody:
+all that it rests on is in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapter.cluster.intent import Intent, read_intent
+from adapter.cluster.inventory import Amounts, model_terms
+from adapter.controller.cluster_view import ClusterView, mark_of
+from adapter.controller.pod_patch import Facts, PodPatch, patch_pod
+from adapter.errors import ConfigError
+from adapter.knative.autoscaling import Defaults
+from adapter.knative.service_patch import patch_service
+from adapter.policy.placement import USUAL, Mix, Need, Verdict, place
+
+logger = logging.getLogger(__name__)
+
+_API_VERSION, _KIND = "admission.k8s.io/v1", "AdmissionReview"
+_WARNING_LIMIT, _WARNINGS_LIMIT = 256, 12
+"""Of what the API server passes on of a warning, and of all of them."""
+
+_REMEMBERED_NEEDS, _FEWEST_NEEDS = 1000, 100
+"""Of what replicas needed lately: how many are remembered, and from how many on that says more than `USUAL`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One question, read from its JSON."""
+
+    uid: str
+    namespace: str
+    operation: str
+    object: Mapping[str, Any]
+    old: Mapping[str, Any] | None
+    is_dry_run: bool
+
+    @classmethod
+    def parse(cls, body: bytes) -> Review:
+        """Raises `ConfigError` for what is no review of an object."""
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError):
+            raise _no_review("It is not JSON.") from None
+        if not isinstance(data, dict) or (data.get("apiVersion"), data.get("kind")) != (_API_VERSION, _KIND):
+            raise _no_review(f"It is no {_KIND} of {_API_VERSION}.")
+        request = data.get("request")
+        if not isinstance(request, dict) or not isinstance(request.get("uid"), str) or not request["uid"]:
+            raise _no_review("It has no request with a uid.")
+        value, old = request.get("object"), request.get("oldObject")
+        if not isinstance(value, dict):
+            raise _no_review("It has no object.")
+        return cls(
+            request["uid"],
+            str(request.get("namespace") or ""),
+            str(request.get("operation") or ""),
+            value,
+            old if isinstance(old, dict) else None,
+            request.get("dryRun") is True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`outcome`: ``patched``, ``untouched``, ``refused`` or ``failed``; `code` says more of the last two."""
+
+    uid: str
+    outcome: str
+    code: str = ""
+    operations: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        response: dict[str, Any] = {"uid": self.uid, "allowed": self.outcome != "refused"}
+        if self.operations:
+            response["patchType"] = "JSONPatch"
+            response["patch"] = base64.b64encode(json.dumps(self.operations, separators=(",", ":")).encode()).decode()
+        if self.warnings:
+            response["warnings"] = [_clipped(text) for text in self.warnings[:_WARNINGS_LIMIT]]
+        if self.message:
+            response["status"] = {"code": 422, "reason": "Invalid", "message": self.message}
+        return {"apiVersion": _API_VERSION, "kind": _KIND, "response": response}
+
+
+class Admission:
+    """Looks at objects as `view` sees the cluster at the moment."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        defaults: Callable[[], Defaults] = Defaults,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._view, self._defaults, self._clock_ns = view, defaults, clock_ns
+        self._needs: deque[Need] = deque(maxlen=_REMEMBERED_NEEDS)
+        self._needs_seen = 0
+        self._mix = USUAL
+
+    def pod(self, review: Review) -> Answer:
+        """Of a pod that is being made."""
+        return self._guarded(review, self._pod)
+
+    def service(self, review: Review) -> Answer:
+        """Of a Knative Service that is being made or changed."""
+        return self._guarded(review, self._service)
+
+    def _guarded(self, review: Review, look: Callable[[Review], Answer]) -> Answer:
+        fields = {"namespace": review.namespace, "object": _name_of(review.object)}
+        if why_not := self._view.why_not():
+            logger.warning("an object passes unseen", extra={"fields": {**fields, "why": why_not}})
+            return Answer(review.uid, "failed", "not-ready", warnings=("gpufn: not ready; this passes as it is.",))
+        try:
+            return look(review)
+        except ConfigError as exc:
+            logger.info("refused", extra={"fields": {**fields, "code": exc.code, "why": exc.message}})
+            return Answer(review.uid, "refused", exc.code, message=exc.to_text())
+        except Exception:
+            logger.exception("an object passes unseen", extra={"fields": fields})
+            return Answer(
+                review.uid, "failed", "failed", warnings=("gpufn: an error of its own; this passes as it is.",)
+            )
+
+    # --------------------------------------------------------------------------------------------- pods
+
+    def _pod(self, review: Review) -> Answer:
+        if review.operation != "CREATE":
+            return Answer(review.uid, "untouched")
+        namespace = review.namespace
+        intent = read_intent(
+            review.object, namespace=namespace, namespace_labels=self._view.namespaces.get(namespace) or {}
+        )
+        if intent is None:
+            return Answer(review.uid, "untouched")
+        nodes = self._view.inventory()
+        verdicts = place(intent.need, nodes, self._mix)
+        now_ns = self._clock_ns()
+        patch = patch_pod(review.object, intent, verdicts, self._facts(intent, now_ns))
+        if patch.operations and not review.is_dry_run:
+            self._remember(intent.need)
+            self._promise(intent, verdicts, mark_of(namespace, str(now_ns)))
+        return _answer(review, patch)
+
+    def _facts(self, intent: Intent, now_ns: int) -> Facts:
+        view = self._view
+        models = intent.need.models
+        return Facts(
+            now_ns=now_ns,
+            hard=model_terms(models, view.model_labels) if models else (),
+            runtime_classes=frozenset(view.runtime_classes.snapshot()),
+            hostnames=view.hostnames,
+            restores=view.restores,
+        )
+
+    def _promise(self, intent: Intent, verdicts: list[Verdict], mark: str) -> None:
+        if not verdicts or not verdicts[0].fits:
+            return
+        best, need = verdicts[0], intent.need
+        amounts: dict[str, int] = {"cpu": need.cpu_milli, "memory": need.host_memory_bytes}
+        if best.resource:
+            amounts[best.resource] = best.units
+        self._view.promise(mark, best.node, _positive(amounts))
+
+    def _remember(self, need: Need) -> None:
+        """What replicas need says which GPUs that are left over are of use."""
+        if not need.gpus:
+            return
+        self._needs.append(need)
+        self._needs_seen += 1
+        if self._needs_seen % _FEWEST_NEEDS == 0:
+            self._mix = Mix(self._needs)
+
+    # --------------------------------------------------------------------------------------------- services
+
+    def _service(self, review: Review) -> Answer:
+        if review.operation not in {"CREATE", "UPDATE"}:
+            return Answer(review.uid, "untouched")
+        patch = patch_service(
+            review.object,
+            review.old,
+            namespace=review.namespace,
+            namespace_labels=self._view.namespaces.get(review.namespace) or {},
+            defaults=self._defaults(),
+        )
+        return _answer(review, PodPatch(patch.operations, patch.warnings))
+
+
+def _answer(review: Review, patch: PodPatch) -> Answer:
+    outcome = "patched" if patch.operations else "untouched"
+    return Answer(review.uid, outcome, operations=patch.operations, warnings=patch.warnings)
+
+
+def _positive(amounts: Mapping[str, int]) -> Amounts:
+    return {name: amount for name, amount in amounts.items() if amount > 0}
+
+
+def _name_of(value: Mapping[str, Any]) -> str:
+    metadata = value.get("metadata")
+    found = metadata if isinstance(metadata, Mapping) else {}
+    return str(found.get("name") or found.get("generateName") or "")[:253]
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _WARNING_LIMIT else text[: _WARNING_LIMIT - 1] + "…"
+
+
+def _no_review(why: str) -> ConfigError:
+    return ConfigError("This is nothing to answer.", why=why, code="bad-review")

@@ -1,0 +1,61 @@
+"""What was promised to pods that have no node yet, so that many that come at once do not all choose the same one.
+
+A promise is kept until its pod has a node, by then the cluster itself says so, or for half a minute: the scheduler may
+have chosen another node, and a pod may never have been made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+TTL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    node: str
+    amounts: Mapping[str, int]
+    ends_at: float
+
+
+class Reservations:
+    """By a mark that the pod carries: it has no name and no UID yet when it is promised something."""
+
+    def __init__(self, ttl_s: float = TTL_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ttl_s, self._clock = ttl_s, clock
+        self._by_mark: dict[str, Reservation] = {}
+        """In the order of their ends."""
+
+    def __len__(self) -> int:
+        return len(self._by_mark)
+
+    def add(self, mark: str, node: str, amounts: Mapping[str, int]) -> None:
+        self.drop(mark)
+        self._by_mark[mark] = Reservation(node, amounts, self._clock() + self._ttl_s)
+
+    def drop(self, mark: str) -> str:
+        """The node that it was for; empty where nothing was promised."""
+        found = self._by_mark.pop(mark, None)
+        return found.node if found else ""
+
+    def expire(self) -> set[str]:
+        """Forget those whose time is over; the nodes they were for."""
+        now, freed = self._clock(), set()
+        while self._by_mark:
+            mark, first = next(iter(self._by_mark.items()))
+            if first.ends_at > now:
+                break
+            del self._by_mark[mark]
+            freed.add(first.node)
+        return freed
+
+    def on(self, node: str) -> Counter[str]:
+        """What is promised of a node."""
+        total: Counter[str] = Counter()
+        for each in self._by_mark.values():
+            if each.node == node:
+                total.update(each.amounts)
+        return total
