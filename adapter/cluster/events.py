@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -31,10 +32,11 @@ class _Said:
 
 
 class EventRecorder:
-    """Events by `component`, written through `api`."""
+    """Events by `component`, a word, written through `api`."""
 
     def __init__(self, api: Api, component: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api, self._component, self._clock = api, component, clock
+        self._api, self._component, self._clock = api, f"gpufn.dev/{component}", clock
+        self._instance = socket.gethostname()[:128]
         self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
 
     async def say(self, about: Mapping[str, Any], reason: str, message: str, *, is_warning: bool = True) -> None:
@@ -57,30 +59,29 @@ class EventRecorder:
 
     async def _count(self, about: Mapping[str, Any], said: _Said) -> bool:
         """False where the Event is not there any more."""
-        change = {"count": said.count + 1, "lastTimestamp": _now()}
+        series = {"count": said.count + 1, "lastObservedTime": _now()}
         try:
-            await self._api.patch(EVENTS.path(_namespace(about), said.name), change)
+            await self._api.patch(EVENTS.path(_namespace(about), said.name), {"series": series})
         except NotFound:
             return False
         said.count += 1
         return True
 
     async def _create(self, about: Mapping[str, Any], reason: str, message: str, *, is_warning: bool) -> _Said:
-        now, namespace = _now(), _namespace(about)
+        namespace = _namespace(about)
         unique = hashlib.blake2b(f"{reason}{message}{time.time_ns()}".encode(), digest_size=8).hexdigest()
         name = f"{about['name'][:200]}.{unique}"
         body = EVENTS.body(
             name,
             namespace,
-            involvedObject=dict(about),
+            regarding=dict(about),
             reason=reason,
-            message=message,
+            action=reason,
+            note=message,
             type="Warning" if is_warning else "Normal",
-            source={"component": self._component},
-            reportingComponent=self._component,
-            firstTimestamp=now,
-            lastTimestamp=now,
-            count=1,
+            eventTime=_now(),
+            reportingController=self._component,
+            reportingInstance=self._instance,
         )
         await self._api.create(EVENTS.path(namespace), body)
         return _Said(name, 1, self._clock())
@@ -105,4 +106,4 @@ def _namespace(about: Mapping[str, Any]) -> str:
 
 
 def _now() -> str:
-    return dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -11,7 +11,7 @@ def play(scene):
     async def played():
         server, now = FakeApiServer(), [0.0]
         async with server.serving(), server.client() as api:
-            await scene(server, EventRecorder(api, "gpufn-controller", lambda: now[0]), now)
+            await scene(server, EventRecorder(api, "controller", lambda: now[0]), now)
 
     asyncio.run(played())
 
@@ -24,8 +24,8 @@ def test_an_event_is_on_the_object_with_all_that_kubectl_shows():
     async def scene(server, recorder, now):
         await recorder.say(POD, "NoNodeFits", "None of 3 nodes fits.")
         [event] = events(server)
-        assert event["involvedObject"] == POD
-        assert (event["type"], event["reason"], event["message"]) == ("Warning", "NoNodeFits", "None of 3 nodes fits.")
+        assert event["regarding"] == POD
+        assert (event["type"], event["reason"], event["note"]) == ("Warning", "NoNodeFits", "None of 3 nodes fits.")
         assert event["metadata"]["namespace"] == "team"
 
     play(scene)
@@ -36,7 +36,7 @@ def test_the_same_again_is_one_event_that_counts_and_not_each_time():
         for now[0] in (0, 10, 299, 301, 400):
             await recorder.say(POD, "NoNodeFits", "None fits.")
         [event] = events(server)
-        assert event["count"] == 2
+        assert event["series"]["count"] == 2
 
     play(scene)
 
@@ -65,6 +65,6 @@ def test_what_kubernetes_has_forgotten_is_said_anew():
 def test_a_message_is_no_longer_than_an_event_takes():
     async def scene(server, recorder, now):
         await recorder.say(POD, "NoNodeFits", "x" * 5000)
-        assert len(events(server)[0]["message"]) == 1024
+        assert len(events(server)[0]["note"]) == 1024
 
     play(scene)
