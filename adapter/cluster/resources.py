@@ -71,3 +71,4 @@ RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass"
 GPU_NODES = Resource("gpufn.dev", "v1alpha1", "gpunodes", "GpuNode", namespaced=False)
 KNATIVE_SERVICES = Resource("serving.knative.dev", "v1", "services", "Service")
 KNATIVE_REVISIONS = Resource("serving.knative.dev", "v1", "revisions", "Revision")
+KNATIVE_POD_AUTOSCALERS = Resource("autoscaling.internal.knative.dev", "v1alpha1", "podautoscalers", "PodAutoscaler")

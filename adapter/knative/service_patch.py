@@ -216,7 +216,7 @@ class _Derived:
         spec, asked = intent.spec, intent.asked
         if "max_replicas" in asked:
             self._annotate(MAX_SCALE, str(spec.max_replicas))
-        if "min_replicas" in asked:
+        if "min_replicas" in asked and spec.min_replicas != self.defaults.min_scale:
             self._annotate(MIN_SCALE, str(spec.min_replicas))
         least, most = (self._scale_of(key) for key in (MIN_SCALE, MAX_SCALE))
         if least and most and least > most:
