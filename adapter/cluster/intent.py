@@ -27,8 +27,8 @@ from adapter.keys import (
     SNAPSHOTS_LABEL,
     TENANT_LABEL,
 )
+from adapter.policy.needs import LOAD_S, Need
 from adapter.policy.node_terms import NodeTerms, Requirement, Toleration
-from adapter.policy.placement import LOAD_S, Need
 from adapter.spec import MAX_GPUS, FunctionSpec, asked_in, parse_spec
 
 _GPU, _MIG = f"{DOMAIN}/gpu", f"{DOMAIN}/mig"

@@ -17,8 +17,8 @@ from adapter.cluster.quantity import parse_quantity
 from adapter.errors import ConfigError
 from adapter.keys import NVIDIA_GPU
 from adapter.policy.gpu_models import matches
+from adapter.policy.needs import Node, Offer
 from adapter.policy.node_terms import KEEPING_OUT, Requirement, Taint
-from adapter.policy.placement import Node, Offer
 
 Labels: TypeAlias = Mapping[str, str]
 Amounts: TypeAlias = Mapping[str, int]
@@ -165,7 +165,7 @@ _USABLE_DURING_UPGRADES = ("", "upgrade-done", "upgrade-required")
 
 
 def _why_not(spec: Mapping[str, Any], status: Mapping[str, Any], labels: Labels) -> str:
-    """A key of `adapter.policy.placement.CLOSED`, or empty."""
+    """A key of `adapter.policy.needs.CLOSED`, or empty."""
     if spec.get("unschedulable"):
         return "cordoned"
     if not any(c.get("type") == "Ready" and c.get("status") == "True" for c in _objects(status, "conditions")):
