@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ class _Frame:
 
 
 class Spool:
-    """One agent's spool; nobody else may have it open. Not for threads."""
+    """One agent's spool; nobody else may have it open. Its methods may be called from any thread."""
 
     def __init__(self, path: Path, fd: int, limit_bytes: int) -> None:
         self._path, self._fd, self._limit_bytes = path, fd, limit_bytes
+        self._mutex = threading.RLock()
         self._frames: list[_Frame] = []
         self._acked = 0
         self._next = 1
@@ -84,18 +86,24 @@ class Spool:
     @property
     def unacked(self) -> int:
         """Records that wait for the ledger."""
-        return sum(frame.first + frame.count - max(frame.first, self._acked + 1) for frame in self._live())
+        with self._mutex:
+            return sum(frame.first + frame.count - max(frame.first, self._acked + 1) for frame in self._live())
 
     @property
     def is_full(self) -> bool:
         """What can be said later should be: half of the room is kept for what cannot."""
-        return sum(frame.length for frame in self._live()) > self._limit_bytes // 2
+        with self._mutex:
+            return sum(frame.length for frame in self._live()) > self._limit_bytes // 2
 
     def append(self, records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
         """On the disk, both of them, when this returns.
 
         Raises `Overloaded` where its bound is reached, and `StorageError` (a full disk): nothing is kept then.
         """
+        with self._mutex:
+            self._append(records, state)
+
+    def _append(self, records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
         frame = _frame({"seq": self._next, "records": list(records), "state": dict(state)})
         if self.size_bytes + len(frame) > self._limit_bytes:
             self._compact()
@@ -117,22 +125,21 @@ class Spool:
     def pending(self, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
         """The oldest records that are not acknowledged, with their numbers; a whole frame's at least."""
         found: list[tuple[int, dict[str, Any]]] = []
-        for frame in self._live():
-            if found and len(found) + frame.count > limit:
-                break
-            if frame.count:
-                records = self._read(frame)["records"]
-                numbered = enumerate(records, start=frame.first)
+        with self._mutex:
+            for frame in self._live():
+                if found and len(found) + frame.count > limit:
+                    break
+                numbered = enumerate(self._read(frame)["records"], start=frame.first)
                 found += [(seq, record) for seq, record in numbered if seq > self._acked]
         return found
 
     def ack(self, seq: int) -> None:
         """The ledger has all up to `seq`."""
-        self._acked = max(self._acked, min(seq, self._next - 1))
-        live = self._live()
-        live_bytes = sum(frame.length for frame in live)
-        if self.size_bytes - live_bytes > max(_COMPACT_BYTES, live_bytes):
-            self._compact()
+        with self._mutex:
+            self._acked = max(self._acked, min(seq, self._next - 1))
+            live_bytes = sum(frame.length for frame in self._live())
+            if self.size_bytes - live_bytes > max(_COMPACT_BYTES, live_bytes):
+                self._compact()
 
     def _live(self) -> list[_Frame]:
         return [frame for frame in self._frames if frame.first + frame.count - 1 > self._acked]
