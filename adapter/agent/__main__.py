@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -24,8 +24,10 @@ from adapter.agent.settings import AgentSettings
 from adapter.agent.spool import Spool
 from adapter.cluster.api import Api
 from adapter.cluster.credentials import Credentials
+from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import NAMESPACES, PODS
+from adapter.cluster.serving import served, stop_asked, until
 from adapter.errors import AdapterError
 from adapter.files import write_whole
 from adapter.hosts import criu, seccomp
@@ -55,34 +57,33 @@ def prepare_node(settings: AgentSettings) -> str:
 
 async def serve(settings: AgentSettings) -> None:
     """Until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    stop = stop_asked()
     why_no_restore = await asyncio.to_thread(prepare_node, settings)
     logger.info("the node is prepared", extra={"fields": {"node": settings.node, "why_no_restore": why_no_restore}})
     metrics = Metrics()
+    health = Health(metrics.registry)
+    status = web.Application()
+    status.add_routes(health.routes())
     async with AsyncExitStack() as stack:
         spool = await asyncio.to_thread(Spool.open, settings.state_dir)
         stack.callback(spool.close)
         api = await stack.enter_async_context(Api(Credentials()))
         pods = Informer(api, PODS.path(), read_pod, field_selector=f"spec.nodeName={settings.node}")
         namespaces = Informer(api, NAMESPACES.path(), _labels)
+        informers: tuple[Informer[Any], ...] = (pods, namespaces)
         agent = Agent(settings, api, spool, metrics, pods, namespaces)
         delivery = Delivery(spool, Ledger(settings.ledger_url, settings.ledger_dir), metrics, agent.on_clock)
         agent.on_append = delivery.more.set
-        informers = (pods, namespaces)
-        await _listen(stack, _status(metrics, informers), settings.status_port)
-        tasks = [asyncio.create_task(work) for work in (*(each.run() for each in informers), delivery.run())]
-        tasks.append(asyncio.create_task(_rounds(agent, informers)))
-        tasks.append(asyncio.create_task(agent.look_after_node(why_no_restore)))
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (stop, *tasks):
-            task.cancel()
-        for ended in await asyncio.gather(stop, *tasks, return_exceptions=True):
-            if isinstance(ended, Exception):
-                raise ended
+        for each in informers:
+            health.ready[each.path] = partial(_why_late, each)
+        await stack.enter_async_context(served(status, settings.status_port))
+        works = (*(each.run() for each in informers), delivery.run(), agent.look_after_node(why_no_restore))
+        await until(stop, *works, _rounds(agent, informers))
         await _last_words(agent, delivery, informers)
+
+
+def _why_late(informer: Informer[Any]) -> str:
+    return "" if informer.healthy else "the API server has said nothing lately"
 
 
 async def _rounds(agent: Agent, informers: tuple[Informer[Any], ...]) -> None:
@@ -104,33 +105,6 @@ async def _last_words(agent: Agent, delivery: Delivery, informers: tuple[Informe
 
 def _labels(namespace: Mapping[str, Any]) -> Mapping[str, str]:
     return dict(namespace["metadata"].get("labels") or {})
-
-
-def _status(metrics: Metrics, informers: tuple[Informer[Any], ...]) -> web.Application:
-    """What the kubelet and Prometheus ask."""
-
-    async def alive(_request: web.Request) -> web.Response:
-        return web.Response(text="ok")
-
-    async def ready(_request: web.Request) -> web.Response:
-        late = [each.path for each in informers if not each.healthy]
-        return web.Response(status=503 if late else 200, text=f"not heard of lately: {late}" if late else "ok")
-
-    async def text(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
-
-    app = web.Application()
-    app.router.add_get("/healthz", alive)
-    app.router.add_get("/readyz", ready)
-    app.router.add_get("/metrics", text)
-    return app
-
-
-async def _listen(stack: AsyncExitStack, app: web.Application, port: int) -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, port=port).start()
 
 
 def main() -> int:
