@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 
 from adapter import logs
 from adapter.agent.agent import Agent
@@ -62,8 +61,6 @@ async def serve(settings: AgentSettings) -> None:
     logger.info("the node is prepared", extra={"fields": {"node": settings.node, "why_no_restore": why_no_restore}})
     metrics = Metrics()
     health = Health(metrics.registry)
-    status = web.Application()
-    status.add_routes(health.routes())
     async with AsyncExitStack() as stack:
         spool = await asyncio.to_thread(Spool.open, settings.state_dir)
         stack.callback(spool.close)
@@ -76,9 +73,9 @@ async def serve(settings: AgentSettings) -> None:
         agent.on_append = delivery.more.set
         for each in informers:
             health.ready[each.path] = partial(_why_late, each)
-        await stack.enter_async_context(served(status, settings.status_port))
+        await stack.enter_async_context(served(health.app(), settings.status_port))
         works = (*(each.run() for each in informers), delivery.run(), agent.look_after_node(why_no_restore))
-        await until(stop, *works, _rounds(agent, informers))
+        await until(stop.wait(), *works, _rounds(agent, informers))
         await _last_words(agent, delivery, informers)
 
 

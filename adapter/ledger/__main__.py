@@ -10,8 +10,6 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from aiohttp import web
-
 from adapter import logs
 from adapter.cluster.api import Api
 from adapter.cluster.backoff import pause_s
@@ -76,10 +74,8 @@ async def serve(settings: LedgerSettings) -> None:
     metrics, database = Metrics(), Database(settings.url)
     health = Health(metrics.registry)
     health.ready["database"] = lambda: database.why_not
-    status = web.Application()
-    status.add_routes(health.routes())
-    async with served(status, settings.status_port):
-        await until(stop, _serve(settings, database, health, metrics))
+    async with served(health.app(), settings.status_port):
+        await until(stop.wait(), _serve(settings, database, health, metrics))
 
 
 async def _serve(settings: LedgerSettings, database: Database, health: Health, metrics: Metrics) -> None:
