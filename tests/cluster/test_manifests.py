@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.testbed.cluster import Cluster
+from tests.testbed.machines import TestbedFailed
 
 from adapter.cluster.intent import read_intent
 from adapter.controller.snapshot_pod import snapshot_pod
 from adapter.keys import FUNCTION_LABEL, SNAPSHOTS_LABEL, SYSTEM_NAMESPACE
-from tests.testbed.cluster import Cluster
-from tests.testbed.machines import TestbedFailed
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = sorted(path.parent.name for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
