@@ -21,6 +21,8 @@ from adapter.keys import FUNCTION_LABEL, SNAPSHOTS_LABEL, SYSTEM_NAMESPACE
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = sorted(path.parent.name for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
 FUNCTIONS = "openfaas-fn"
+THEIRS = (FUNCTIONS, "knative-serving")
+"""Namespaces that are there before us."""
 AGENTS = "gpufn-agents"
 NODE = "has-an-agent"
 CLUSTER_KINDS = (
@@ -43,14 +45,15 @@ def overlay(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(control_plane: Cluster) -> Iterator[Cluster]:
-    """A control plane with everything applied, a namespace for functions, and a node that is only an object."""
-    control_plane.kubectl("create", "namespace", FUNCTIONS)
+    """A control plane with everything applied, a namespaces of the frameworks, and a node that is only an object."""
+    for name in THEIRS:
+        control_plane.kubectl("create", "namespace", name)
     control_plane.kubectl("apply", overlay("both"))
     control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
     yield control_plane
     control_plane.kubectl("delete", "node", NODE)
     control_plane.kubectl("delete", "--ignore-not-found", overlay("both"), timeout_s=180)
-    control_plane.kubectl("delete", "namespace", FUNCTIONS)
+    control_plane.kubectl("delete", "namespace", *THEIRS)
 
 
 def refused(cluster: Cluster, *words: str, stdin: str = "") -> str:
@@ -157,7 +160,8 @@ def as_agent(cluster: Cluster, token: str, method: str, path: str, body: Any) ->
     """An agent's own request: kubectl would show the administrator's certificate beside its token."""
     with cluster.session() as session:
         session.cert = None
-        session.headers |= {"Authorization": f"Bearer {token}", "Content-Type": "application/apply-patch+yaml"}
+        session.headers["Authorization"] = f"Bearer {token}"
+        session.headers["Content-Type"] = "application/apply-patch+yaml"
         return session.request(
             method, f"{cluster.site.server}/apis/gpufn.dev/v1alpha1/gpunodes/{path}", data=json.dumps(body)
         )
@@ -246,7 +250,7 @@ def test_the_controller_makes_pods_that_take_snapshots(installed, opted_in):
     )
 
 
-HOST_FOLDER = {"name": "n", "hostPath": {"path": "/var/lib/gpufn/../kubelet"}}
+HOST_FOLDER = {"name": "n", "hostPath": {"path": "/var/lib/kubelet"}}
 
 
 @pytest.mark.parametrize(
@@ -333,8 +337,8 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         ),
         (
             "gpufn-system:gpufn-provider",
-            ["create deployments.apps -n openfaas-fn", "list namespaces"],
-            ["create deployments.apps -n default", "get secrets -n gpufn-system", "create pods -n openfaas-fn"],
+            ["create pods -n openfaas-fn", "list namespaces"],
+            ["create pods -n default", "get secrets -n gpufn-system", "update pods -n openfaas-fn"],
         ),
         ("gpufn-system:gpufn-reader", [], ["list pods -A", "get gpunodes.gpufn.dev"]),
     ],
