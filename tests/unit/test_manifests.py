@@ -390,6 +390,14 @@ def test_the_image_is_no_ones_who_is_root():
 # Alerts ---------------------------------------------------------------------------------------------------------
 
 
+def test_alerts_ask_for_metrics_that_components_have():
+    rules_file = MANIFESTS / "components" / "alerts" / "gpufn.rules.yaml"
+    asked = set(re.findall(r"gpufn_[a-z_]+", rules_file.read_text()))
+    code = "".join(path.read_text() for path in (MANIFESTS.parent / "adapter").rglob("metrics.py"))
+    for name in asked:
+        assert f'"{re.sub("_(total|bucket)$", "", name)}"' in code, name
+
+
 def test_alerts_say_what_they_mean():
     content = yaml.safe_load((MANIFESTS / "components" / "alerts" / "gpufn.rules.yaml").read_text())
     for group in content["groups"]:
