@@ -1,12 +1,14 @@
-"""`gpufn doctor`: what works on this machine, and how to mend the rest."""
+"""`gpufn doctor`: what works on this machine or cluster, and how to mend the rest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from adapter.cli.checks import Finding, Verdict, all_checks, failed
+from adapter.cli.checks import Check, Finding, Verdict, all_checks, failed
+from adapter.cli.cluster import Cluster, cluster_options
 from adapter.cli.output import Column, Output, output_options
 from adapter.cli.state import state_folder, state_option
 
@@ -15,18 +17,28 @@ _COLUMNS = [Column(key.upper(), key) for key in ("name", "verdict", "reason", "f
 
 
 @click.command()
+@cluster_options
 @click.option(
     "--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port that `gpufn up` would use."
 )
 @state_option
 @output_options
-def command(port: int, state: Path | None, output: Output) -> int:
-    """Say what works on this machine, and how to mend the rest.
+def command(cluster: Cluster | None, port: int, state: Path | None, output: Output) -> int:
+    """Say what works on this machine, or on a cluster, and how to mend the rest.
 
-    ✓ works, ! works with less, ✗ does not work. Exit code 1 when anything does not.
+    ✓ works, ! works with less, ✗ does not work. Exit code 1 when anything does not. Nothing is changed.
     """
+    if cluster is None:
+        return _report(all_checks(state_folder(state), port), output)
+    with cluster.connected() as connection:
+        from adapter.cli.cluster_checks import cluster_checks
+
+        return _report(cluster_checks(connection), output)
+
+
+def _report(checks: Iterable[Check], output: Output) -> int:
     findings = []
-    for check in all_checks(state_folder(state), port):
+    for check in checks:
         try:
             found = check()
         except OSError as exc:  # a check that cannot even try has found something

@@ -68,7 +68,7 @@ def facts(
         "last_start_rung": last.get("rung"),
         "last_start_error": last.get("error"),
         "invocations": int(function.get("invocationCount", 0)),
-        "created_at_ns": _instant_ns(function["createdAt"]),
+        "created_at_ns": instant_ns(function["createdAt"]),
         "image": function["image"],
         "problem": problem.strip(),
     }
@@ -108,7 +108,7 @@ def age(created_at_ns: int) -> str:
     return f"{seconds}s"
 
 
-def _instant_ns(text: str) -> int:
+def instant_ns(text: str) -> int:
     """Of an RFC 3339 time in whole seconds."""
     return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()) * 10**9
 

@@ -45,10 +45,13 @@ COMMANDS = {
     "logs": Entry("adapter.cli.logs", "Look", "Print a function's logs."),
     "starts": Entry("adapter.cli.starts", "Look", "Show how replicas came up, phase by phase."),
     "top": Entry("adapter.cli.top", "Look", "Show replicas as they are now."),
-    "nodes": Entry("adapter.cli.nodes", "Look", "List GPUs and who holds them."),
+    "nodes": Entry("adapter.cli.nodes", "Look", "List GPUs and who holds them, here or on a cluster."),
+    "explain": Entry("adapter.cli.explain", "Look", "Say why a pod is where it is, or where a function would go."),
     "snapshot": Entry("adapter.cli.snapshot", "Snapshots", "Create, list, push, pull and prune snapshots."),
     "usage": Entry("adapter.cli.usage", "Usage", "Report GPU-seconds and what they cost."),
-    "doctor": Entry("adapter.cli.doctor", "Help", "Say what works on this machine, and how to mend the rest."),
+    "doctor": Entry(
+        "adapter.cli.doctor", "Help", "Say what works on this machine or cluster, and how to mend the rest."
+    ),
     "help": Entry("adapter.cli.help", "Help", "Show what a command is for and takes."),
 }
 

@@ -1,7 +1,7 @@
 """Which functions a command is about, said the same way everywhere.
 
 A NAME means the function in `openfaas-fn`, or in the namespace that ``-n`` names; ``NAME.NAMESPACE`` says both
-at once. Lists show one namespace, and every one with ``-A``.
+at once. Lists show one namespace, and every one with ``-A``. Of a cluster, the namespace is that of the context.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from adapter.cli.cluster import Cluster
 from adapter.errors import NotFound
 
 DEFAULT_NAMESPACE = "openfaas-fn"
@@ -73,13 +74,19 @@ def namespaces_options(command: _Command) -> Any:
     """Adds ``-n`` and ``-A`` alone, for lists of all functions; the command gets one argument `scope`."""
 
     @wraps(command)
-    def with_scope(*, namespace: str, all_namespaces: bool, name: str | None = None, **rest: Any) -> Any:
+    def with_scope(*, namespace: str | None, all_namespaces: bool, name: str | None = None, **rest: Any) -> Any:
         bare, inside = (None, "") if name is None else split_name(name, "")
-        return command(scope=Scope(bare, inside or (None if all_namespaces else namespace)), **rest)
+        chosen = inside or namespace
+        if not chosen and not all_namespaces:
+            cluster: Cluster | None = rest.get("cluster")
+            chosen = DEFAULT_NAMESPACE if cluster is None else cluster.namespace()
+        return command(scope=Scope(bare, None if all_namespaces and not inside else chosen), **rest)
 
     for option in (
         click.option("-A", "--all-namespaces", is_flag=True, help="Of every namespace."),
-        click.option("-n", "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Of this namespace."),
+        click.option(
+            "-n", "--namespace", help=f"Of this namespace [default: {DEFAULT_NAMESPACE}; of a cluster: the context's]."
+        ),
     ):
         with_scope = option(with_scope)
     return with_scope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -12,7 +13,6 @@ from typing import Any
 import click
 
 from adapter.cli import artifact
-from adapter.cli.interrupt import run_interruptible
 from adapter.cli.kept import Kept, kept, may_go, remove
 from adapter.cli.output import (
     NOTHING,
@@ -173,11 +173,11 @@ def create_command(
         _require_folder(folder)
         if push:
             raise click.UsageError("Only the snapshot of an image can be pushed.")
-        result = run_interruptible(_create(folder.resolve(), variables, namespace, where, envs, python))
+        result = asyncio.run(_create(folder.resolve(), variables, namespace, where, envs, python))
     else:
         from adapter.cli.image_snapshot import create_from_image
 
-        result = run_interruptible(create_from_image(what, name, namespace, variables, where))
+        result = asyncio.run(create_from_image(what, name, namespace, variables, where))
         if push:
             store = Store(where / "snapshots")
             result["pushed"] = artifact.push_snapshots(

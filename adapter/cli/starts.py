@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from adapter.cli.cluster import Cluster, cluster_options
 from adapter.cli.ledger import open_ledger
 from adapter.cli.news import skipped_news
 from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options
@@ -21,6 +22,7 @@ from adapter.units import format_duration, parse_duration_s
 
 
 @click.command()
+@cluster_options
 @scope_options
 @click.option("--last", default=20, show_default=True, type=click.IntRange(1, 100_000), help="How many, at most.")
 @click.option("--since", metavar="DURATION", help="Only those of the last 30m, 2h, ….")
@@ -32,6 +34,7 @@ from adapter.units import format_duration, parse_duration_s
 @state_option
 @output_options
 def command(
+    cluster: Cluster | None,
     scope: Scope,
     last: int,
     since: str | None,
@@ -46,10 +49,13 @@ def command(
     ones were skipped, --timeline why. Phases may overlap. TOTAL is wall time, from asking for the replica until
     the first answer has ended. A call that came while the function was still being prepared waited for that
     too: X-Duration-Seconds of its answer and the metric gateway_functions_seconds count all of it.
+
+    Of a cluster, a start begins when its pod was made: SCHEDULE lasts until it had a node, PULL until its images were
+    there.
     """
-    with open_ledger(state) as ledger:
+    with open_ledger(state, cluster) as ledger:
         records = [] if ledger is None else ledger.starts(scope.name, scope.namespace, last, _since_ns(since))
-    if not records:
+    if not records and cluster is None:
         scope.require_known(state_folder(state))
     records.reverse()
     if picture_file is not None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 import yaml
 
+from adapter.cli.cluster import Cluster, cluster_options
 from adapter.cli.ledger import open_ledger
 from adapter.cli.output import NOTHING, Column, Output, format_instant, note, output_options, warn
 from adapter.cli.period import period
@@ -56,6 +57,7 @@ def _read_groups(_context: click.Context, _param: click.Parameter, value: str) -
 
 
 @command.command("report")
+@cluster_options
 @_period_options
 @click.option(
     "--by", default="function,namespace", show_default=True, metavar="NAMES", callback=_read_groups,
@@ -67,6 +69,7 @@ def _read_groups(_context: click.Context, _param: click.Parameter, value: str) -
 @state_option
 @output_options
 def report_command(
+    cluster: Cluster | None,
     words: str | None,
     start: str | None,
     end: str | None,
@@ -90,7 +93,7 @@ def report_command(
     """  # noqa: D301  # click wants the character, to leave a paragraph as it is
     chosen = period(words, start, end, time.time_ns())
     plan = read_plan(prices)
-    with open_ledger(state) as ledger:
+    with open_ledger(state, cluster) as ledger:
         intervals = ledger.summary(chosen.start_ns, chosen.end_ns) if ledger else []
         starts = ledger.starts(limit=None, since_ns=chosen.start_ns) if ledger else []
     rows = report(intervals, starts, plan, start_ns=chosen.start_ns, end_ns=chosen.end_ns, by=by)
@@ -103,12 +106,14 @@ def report_command(
 
 
 @command.command("leases")
+@cluster_options
 @scope_options
 @click.option("--raw", is_flag=True, help="As they are in the ledger: a new one at each heartbeat.")
 @_period_options
 @state_option
 @output_options
 def leases_command(
+    cluster: Cluster | None,
     scope: Scope,
     raw: bool,
     words: str | None,
@@ -122,10 +127,10 @@ def leases_command(
     One line says how long a replica was in one phase, and has the id of the first of its intervals in the ledger.
     """
     chosen = period(words, start, end, time.time_ns())
-    with open_ledger(state) as ledger:
+    with open_ledger(state, cluster) as ledger:
         found = ledger.intervals(chosen.start_ns, chosen.end_ns, scope.name) if ledger else []
     intervals = [interval for interval in found if scope.has(interval.function, interval.namespace)]
-    if not intervals:
+    if not intervals and cluster is None:
         scope.require_known(state_folder(state))
     rows = [_lease_row(interval) for interval in (intervals if raw else merged(intervals))]
     output.rows(rows, _lease_columns(scope), empty=_EMPTY)

@@ -26,7 +26,6 @@ OF_ANNOTATION = f"{DOMAIN}/snapshot-of"
 """The snapshot's name, ``tenant/name.namespace``."""
 FOR_ANNOTATION = f"{DOMAIN}/for-pod"
 """The replica that had to start without it."""
-NODE_ANNOTATION = f"{DOMAIN}/for-node"
 POLICY_NAME = "gpufn-snapshot-pods"
 
 _KEPT_VOLUMES = frozenset({"emptyDir", "configMap", "persistentVolumeClaim", "image"})
@@ -48,11 +47,7 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "name": name_of(intent, node, container["image"]),
             "namespace": intent.namespace,
             "labels": {TASK_LABEL: TASK_SNAPSHOT},
-            "annotations": {
-                OF_ANNOTATION: intent.need.snapshot,
-                FOR_ANNOTATION: pod["metadata"]["name"],
-                NODE_ANNOTATION: node,
-            },
+            "annotations": {OF_ANNOTATION: intent.need.snapshot, FOR_ANNOTATION: pod["metadata"]["name"]},
         },
         "spec": {
             "restartPolicy": "Never",

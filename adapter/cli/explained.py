@@ -1,0 +1,290 @@
+"""Finds out what `gpufn explain` tells: of a pod as it is, or of a function as its framework has it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adapter.cli.cluster_nodes import FUNCTION_LABELS, NodeFacts, function_of, read_nodes
+from adapter.cli.keep_alive import kept
+from adapter.cluster.api import Api
+from adapter.cluster.intent import Intent, read_intent
+from adapter.cluster.inventory import holder
+from adapter.cluster.json_parts import object_in, objects_in
+from adapter.cluster.resources import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    KNATIVE_REVISIONS,
+    KNATIVE_SERVICES,
+    NAMESPACES,
+    PODS,
+    Resource,
+)
+from adapter.errors import ConfigError, NotFound
+from adapter.keys import ADMITTED_ANNOTATION, DERIVED_ANNOTATION, DOMAIN, OPENFAAS_LABEL, PLACEMENT_ANNOTATION
+from adapter.policy.placement import Verdict, place
+from adapter.spec import FIELDS
+
+_KINDS = ("pod", "function")
+_COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
+"""Annotations that ask for GPUs, so that no limit needs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """`asked`: what the user set, ``key = value``. `decision`: what the webhook wrote when the pod was made. `kept`: how
+    long a function stays warm, and why. `node` is empty where it has none."""
+
+    kind: str
+    name: str
+    namespace: str
+    function: str
+    framework: str
+    revision: str
+    tenant: str
+    asked: tuple[str, ...]
+    notes: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    snapshot: str = ""
+    snapshot_nodes: tuple[str, ...] = ()
+    node: str = ""
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str = ""
+    kept: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdicts": [{"fits": verdict.fits, **asdict(verdict)} for verdict in self.verdicts]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """What a function's next pod will be made of. `revision` is the object of a Knative Revision, if it is there."""
+
+    pod: Mapping[str, Any]
+    framework: str
+    revision: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+async def explained(api: Api, what: str, namespace: str | None) -> Explained:
+    """Of ``NAME``, ``pod/NAME`` or ``function/NAME``. Raises `NotFound`, and `ConfigError` where what it asks is
+    impossible."""
+    kind, name = _kind(what)
+    bare, _, inside = name.partition(".") if kind != "pod" else (name, "", "")
+    place_of = namespace or await api.namespace()
+    if kind != "function":
+        pod = await _optional(api, PODS, place_of, name)
+        if pod is not None:
+            return await _of_pod(api, pod)
+    if kind != "pod":
+        template = await _template(api, bare, inside or place_of)
+        if template is not None:
+            return await _of_function(api, bare, inside or place_of, template)
+    raise NotFound(
+        f"No {kind or 'pod or function'} {name} in namespace {place_of}.",
+        hint="Name another namespace with -n.",
+        code="function-unknown" if kind == "function" else "not-found",
+    )
+
+
+def _kind(what: str) -> tuple[str, str]:
+    """As kubectl has it: ``pod/NAME``; no kind where none is said."""
+    kind, slash, name = what.partition("/")
+    if not slash:
+        return "", what
+    if kind in ("pods", "po"):
+        kind = "pod"
+    if kind not in _KINDS or not name:
+        raise ConfigError(
+            f"{what} is neither a pod nor a function.", hint="Write pod/NAME or function/NAME.", code="bad-value"
+        )
+    return kind, name
+
+
+async def _optional(api: Api, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+    """The object, if it is there, and its kind is known to the cluster."""
+    try:
+        return await api.get(resource.path(namespace, name))
+    except NotFound:
+        return None
+
+
+# Of a pod -------------------------------------------------------------------------------------------------------------
+
+
+async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
+    metadata = pod["metadata"]
+    namespace, name = metadata["namespace"], metadata["name"]
+    nodes, labels = await asyncio.gather(read_nodes(api, without=metadata["uid"]), _labels(api, namespace))
+    intent = read_intent(_as_made(pod), namespace=namespace, namespace_labels=labels)
+    if intent is None:
+        raise NotFound(
+            f"The pod {name} is none of gpufn's.",
+            why="It has no label of a function, or asks for no GPU and has no annotation of ours.",
+            hint=f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.",
+            code="not-ours",
+        )
+    return _explained("pod", name, intent, nodes, node=holder(pod), decision=_decision(pod), scheduler=_scheduler(pod))
+
+
+def _as_made(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The pod as its user meant it: a GPU resource that the webhook chose for an annotation is not the user's."""
+    metadata = pod["metadata"]
+    theirs = object_in(metadata, "annotations")
+    resource = _decision(pod).get("resource")
+    containers = objects_in(pod["spec"], "containers")
+    if resource and not theirs.keys().isdisjoint(_COUNTING):
+        containers = [{**container, "resources": _without(container, resource)} for container in containers]
+    return {"metadata": metadata, "spec": {**pod["spec"], "containers": containers}}
+
+
+def _without(container: Mapping[str, Any], resource: str) -> dict[str, Any]:
+    resources = object_in(container, "resources")
+    return {kind: {k: v for k, v in object_in(resources, kind).items() if k != resource} for kind in resources}
+
+
+def _decision(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """Empty where no webhook saw it, or its words cannot be read."""
+    annotations = object_in(pod["metadata"], "annotations")
+    try:
+        said = dict(json.loads(annotations[PLACEMENT_ANNOTATION]))
+        prefer = [(str(name), float(score), float(wake_s)) for name, score, wake_s in said.get("prefer", ())]
+        return {**said, "prefer": prefer, "at_ns": int(annotations.get(ADMITTED_ANNOTATION, 0))}
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _scheduler(pod: Mapping[str, Any]) -> str:
+    """Why it has no node yet, as the scheduler says; empty where it has one."""
+    for condition in objects_in(object_in(pod, "status"), "conditions"):
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason") or "")
+    return ""
+
+
+# Of a function --------------------------------------------------------------------------------------------------------
+
+
+async def _of_function(api: Api, name: str, namespace: str, template: _Template) -> Explained:
+    nodes, labels = await asyncio.gather(read_nodes(api), _labels(api, namespace))
+    intent = read_intent(
+        template.pod, namespace=namespace, namespace_labels=labels, function=name, framework=template.framework
+    )
+    if intent is None:
+        raise NotFound(
+            f"The function {name} is none of gpufn's.",
+            why="It asks for no GPU, and has no annotation of ours.",
+            hint=f"Write {DOMAIN}/… on its template, or a GPU limit.",
+            code="not-ours",
+        )
+    words = await kept(api, intent, template.revision)
+    return _explained("function", name, intent, nodes, notes=template.notes, kept=words)
+
+
+async def _template(api: Api, name: str, namespace: str) -> _Template | None:
+    """What the framework that has it makes its pods of; None where none has it."""
+    service = await _optional(api, KNATIVE_SERVICES, namespace, name)
+    if service is not None:
+        return await _of_service(api, service)
+    record = await _optional(api, CONFIG_MAPS, namespace, f"function-{name}")
+    pods = await _pods(api, name, namespace)
+    if pods:
+        return _Template(_as_made(pods[-1]), "openfaas" if record is not None else "plain")
+    return await _of_deployment(api, name, namespace) if record is None else _of_record(record)
+
+
+async def _of_service(api: Api, service: Mapping[str, Any]) -> _Template:
+    """Annotations of a Service that did not reach its template do nothing: say so."""
+    metadata, template = service["metadata"], object_in(object_in(service, "spec"), "template")
+    theirs = object_in(object_in(template, "metadata"), "annotations")
+    stray = [
+        key
+        for key in object_in(metadata, "annotations")
+        if key.startswith(f"{DOMAIN}/") and key not in theirs and key != DERIVED_ANNOTATION
+    ]
+    notes = tuple(f"{key} is on the Service only, where it does nothing: the webhook did not see it" for key in stray)
+    latest = str(object_in(service, "status").get("latestReadyRevisionName") or "")
+    revision = await _optional(api, KNATIVE_REVISIONS, metadata["namespace"], latest) if latest else None
+    return _Template(template, "knative", revision, notes)
+
+
+async def _pods(api: Api, name: str, namespace: str) -> list[dict[str, Any]]:
+    """Of a function that no Knative Service makes, the oldest first."""
+    found = []
+    for label in FUNCTION_LABELS[1:]:
+        listed = await api.list(PODS.path(namespace), dict, label_selector=f"{label}={name}")
+        found += [pod for pod in listed.items if not object_in(pod, "metadata").get("deletionTimestamp")]
+    return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+
+
+async def _of_deployment(api: Api, name: str, namespace: str) -> _Template | None:
+    """A Deployment whose pods would be the function's."""
+
+    def template(deployment: dict[str, Any]) -> dict[str, Any] | None:
+        found: dict[str, Any] = deployment["spec"]["template"]
+        return found if function_of(found) == name else None
+
+    found = await api.list(DEPLOYMENTS.path(namespace), template)
+    return _Template(found.items[0], "plain") if found.items else None
+
+
+def _of_record(record: Mapping[str, Any]) -> _Template | None:
+    """A function of our OpenFaaS provider that is at zero: what was deployed, as a pod would say it."""
+    try:
+        wanted = json.loads(object_in(record, "data")["deployment"])
+        resources = {kind: _resources(wanted.get(kind)) for kind in ("limits", "requests")}
+        labels = {**(wanted.get("labels") or {}), OPENFAAS_LABEL: wanted["service"]}
+        metadata = {"labels": labels, "annotations": wanted.get("annotations") or {}}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return _Template(
+        {"metadata": metadata, "spec": {"containers": [{"name": "fn", "resources": resources}]}}, "openfaas"
+    )
+
+
+def _resources(said: Any) -> dict[str, Any]:
+    return {str(name): amount for name, amount in (said or {}).items() if amount}
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+async def _labels(api: Api, namespace: str) -> dict[str, str]:
+    return dict(object_in((await api.get(NAMESPACES.path(name=namespace)))["metadata"], "labels"))
+
+
+def _explained(kind: str, name: str, intent: Intent, nodes: list[NodeFacts], **more: Any) -> Explained:
+    notes = (*intent.notes, *more.pop("notes", ()))
+    if intent.hints_only:
+        notes += ("another scheduler places it: nothing is required of its nodes",)
+    snapshot = intent.need.snapshot
+    return Explained(
+        kind=kind,
+        name=name,
+        namespace=intent.namespace,
+        function=intent.key,
+        framework=intent.framework,
+        revision=intent.revision,
+        tenant=intent.tenant,
+        asked=tuple(_asked(intent)),
+        notes=notes,
+        verdicts=tuple(place(intent.need, [facts.node for facts in nodes])),
+        snapshot=snapshot,
+        snapshot_nodes=tuple(facts.node.name for facts in nodes if snapshot and snapshot in facts.node.snapshots),
+        **more,
+    )
+
+
+def _asked(intent: Intent) -> list[str]:
+    """What the user set, in the words that they would write."""
+    values = ((item.annotation, getattr(intent.spec, item.name)) for item in FIELDS if item.name in intent.asked)
+    return [f"{key} = {_text(value)}" for key, value in values]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
