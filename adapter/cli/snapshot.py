@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from adapter.cli import artifact
+from adapter.cli.interrupt import run_interruptible
 from adapter.cli.kept import Kept, kept, may_go, remove
 from adapter.cli.output import (
     NOTHING,
@@ -173,11 +173,11 @@ def create_command(
         _require_folder(folder)
         if push:
             raise click.UsageError("Only the snapshot of an image can be pushed.")
-        result = asyncio.run(_create(folder.resolve(), variables, namespace, where, envs, python))
+        result = run_interruptible(_create(folder.resolve(), variables, namespace, where, envs, python))
     else:
         from adapter.cli.image_snapshot import create_from_image
 
-        result = asyncio.run(create_from_image(what, name, namespace, variables, where))
+        result = run_interruptible(create_from_image(what, name, namespace, variables, where))
         if push:
             store = Store(where / "snapshots")
             result["pushed"] = artifact.push_snapshots(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -370,7 +371,7 @@ class Api:
         return await self._session.request(
             call.method,
             URL(access.url + call.path, encoded=True).update_query(call.params),
-            data=None if call.body is None else json.dumps(call.body, separators=(",", ":")).encode(),
+            data=None if call.body is None else io.BytesIO(json.dumps(call.body, separators=(",", ":")).encode()),
             headers={**access.headers, **call.headers, **content},
             ssl=access.tls or True,
             server_hostname=access.server_name,

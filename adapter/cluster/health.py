@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-Check = Callable[[], "str"]
+Check = Callable[[], str]
 """Why not; empty where all is well."""
 
 
@@ -20,12 +20,12 @@ class Health:
         self.draining = False
         self._registry = registry
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/healthz", self._healthz),
-            web.get("/readyz", self._readyz),
-            web.get("/metrics", self._metrics),
-        ]
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        return app
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _answer(self.alive)

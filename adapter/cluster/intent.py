@@ -247,7 +247,8 @@ def _containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _user_container(containers: list[Mapping[str, Any]], annotations: Mapping[str, str]) -> int:
     """The one that kubectl would show, that Knative calls the user's, that has a GPU, or the first that is no sidecar."""
-    users = {index: str(c.get("name", "")) for index, c in enumerate(containers) if c.get("name") not in _SIDECARS}
+    names = enumerate(str(container.get("name", "")) for container in containers)
+    users = {index: name for index, name in names if name not in _SIDECARS}
     for name in (annotations.get(_DEFAULT_CONTAINER), _KNATIVE_CONTAINER):
         if name in users.values():
             return next(index for index, own in users.items() if own == name)

@@ -67,6 +67,7 @@ TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenRe
 ACCESS_REVIEWS = Resource(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
 )
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", namespaced=False)
 GPU_NODES = Resource("gpufn.dev", "v1alpha1", "gpunodes", "GpuNode", namespaced=False)
 KNATIVE_SERVICES = Resource("serving.knative.dev", "v1", "services", "Service")

@@ -43,16 +43,15 @@ def stop_asked() -> asyncio.Event:
     return stop
 
 
-async def until(stop: asyncio.Event, *works: Awaitable[object]) -> None:
-    """Run `works` until `stop` is set, then cancel them. One that ends or fails before that ends all: what it raised is
+async def until(end: Awaitable[object], *works: Awaitable[object]) -> None:
+    """Run `works` until `end` is there, then cancel them. One that ends or fails before that ends all: what it raised is
     raised here."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    stopping = asyncio.ensure_future(stop.wait())
+    tasks = [asyncio.ensure_future(work) for work in (end, *works)]
     try:
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (stopping, *tasks):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait([stopping, *tasks])
+        await asyncio.wait(tasks)
     for task in done:
         task.result()

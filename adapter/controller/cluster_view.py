@@ -66,11 +66,12 @@ class ClusterView:
         self._held: dict[str, Counter[str]] = {}
         self._made: dict[str, Node] = {}
         self._stale: set[str] = set()
+        self._labels_stale = True
         self._inventory: tuple[Node, ...] = ()
         self._seen: Mapping[str, set[str]] = {}
         self._hostnames: Mapping[str, str] = {}
         self._restoring = 0
-        self.nodes.on_change(lambda key, _old, _new: self._stale.add(key))
+        self.nodes.on_change(self._node_changed)
         self.gpu_nodes.on_change(self._agent_changed)
         self.pods.on_change(self._pod_changed)
 
@@ -97,6 +98,8 @@ class ClusterView:
                 self._remake(name)
             self._stale.clear()
             self._inventory = tuple(self._made.values())
+        if self._labels_stale:
+            self._labels_stale = False
             self._seen = label_values(self._inventory)
             hosts = ((node.name, node.labels.get(_HOSTNAME, node.name)) for node in self._inventory)
             self._hostnames = {name: host for name, host in hosts if name != host}
@@ -132,6 +135,11 @@ class ClusterView:
         held = self._held.get(name, Counter()) + self.reservations.on(name)
         made = read_node(node, held, agent.said if agent else None)
         self._made[name] = replace(made, snapshots=agent.snapshots) if agent else made
+
+    def _node_changed(self, key: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
+        if old != new:
+            self._stale.add(key)
+            self._labels_stale = True
 
     def _agent_changed(self, key: str, old: AgentFacts | None, new: AgentFacts | None) -> None:
         self._restoring += bool(new and new.restores) - bool(old and old.restores)

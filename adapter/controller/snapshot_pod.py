@@ -26,6 +26,7 @@ OF_ANNOTATION = f"{DOMAIN}/snapshot-of"
 """The snapshot's name, ``tenant/name.namespace``."""
 FOR_ANNOTATION = f"{DOMAIN}/for-pod"
 """The replica that had to start without it."""
+NODE_ANNOTATION = f"{DOMAIN}/for-node"
 POLICY_NAME = "gpufn-snapshot-pods"
 
 _KEPT_VOLUMES = frozenset({"emptyDir", "configMap", "persistentVolumeClaim", "image"})
@@ -47,7 +48,11 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "name": name_of(intent, node, container["image"]),
             "namespace": intent.namespace,
             "labels": {TASK_LABEL: TASK_SNAPSHOT},
-            "annotations": {OF_ANNOTATION: intent.need.snapshot, FOR_ANNOTATION: pod["metadata"]["name"]},
+            "annotations": {
+                OF_ANNOTATION: intent.need.snapshot,
+                FOR_ANNOTATION: pod["metadata"]["name"],
+                NODE_ANNOTATION: node,
+            },
         },
         "spec": {
             "restartPolicy": "Never",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from adapter.controller.snapshot_pod import FOR_ANNOTATION, OF_ANNOTATION
+from adapter.controller.snapshot_pod import FOR_ANNOTATION, NODE_ANNOTATION, OF_ANNOTATION
 from adapter.units import format_duration, format_size
 
 RETRY_S = 3600.0
@@ -37,7 +37,10 @@ class Taking:
 
     namespace: str
     name: str
+    wanted_on: str
+    """The node that it is for."""
     node: str
+    """The node that it runs on: empty until it has a place."""
     snapshot: str
     for_pod: str
     phase: str
@@ -60,13 +63,13 @@ class Taking:
             said = dict(json.loads(self.message.splitlines()[-1]))
             if self.worked:
                 size, seconds = format_size(int(said["bytes"])), format_duration(float(said["seconds"]))
-                return f"Took the snapshot {self.snapshot} on {self.node}: {size} in {seconds}."
+                return f"Took the snapshot {self.snapshot} on {self.wanted_on}: {size} in {seconds}."
             reason = f"{said['reason']} [{said['code']}]"
         except (ValueError, KeyError, IndexError, TypeError):
             reason = self.message.strip() or "its pod said nothing"
         if self.worked:
-            return f"Took the snapshot {self.snapshot} on {self.node}."
-        return f"No snapshot {self.snapshot} on {self.node}, replicas there load as before: {reason}"
+            return f"Took the snapshot {self.snapshot} on {self.wanted_on}."
+        return f"No snapshot {self.snapshot} on {self.wanted_on}, replicas there load as before: {reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def taking_of(pod: Mapping[str, Any]) -> Taking:
     return Taking(
         namespace=metadata["namespace"],
         name=metadata["name"],
+        wanted_on=annotations.get(NODE_ANNOTATION, ""),
         node=spec.get("nodeName", ""),
         snapshot=annotations.get(OF_ANNOTATION, ""),
         for_pod=annotations.get(FOR_ANNOTATION, ""),

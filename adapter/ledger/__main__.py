@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 from contextlib import AsyncExitStack
-
-from aiohttp import web
+from pathlib import Path
 
 from adapter import logs
 from adapter.cluster.api import Api
 from adapter.cluster.backoff import pause_s
 from adapter.cluster.credentials import Credentials
+from adapter.cluster.health import Health
+from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.tls import ServingTls
 from adapter.errors import AdapterError, LedgerError
 from adapter.ledger.callers import ReviewedCallers
 from adapter.ledger.metrics import Metrics
@@ -28,85 +29,75 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 60.0
 """How often this hour's GPU time is added up."""
-_FRESH_S = 15.0
-"""How long the database's last answer says that it is there."""
+_PING_S = 5.0
+_HOPELESS = frozenset({"ledger-url", "ledger-driver", "ledger-too-new"})
+"""Codes of errors that do not pass."""
+
+
+class Database:
+    """The ledger's, as soon as it answers and for as long as it does."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.why_not = "it has not answered yet"
+
+    async def opened(self) -> Ledger:
+        """Raises `LedgerError` where waiting would not help."""
+        attempt = 0
+        while True:
+            try:
+                ledger = await asyncio.to_thread(Ledger.open, self._url)
+            except LedgerError as error:
+                if error.code in _HOPELESS:
+                    raise
+                attempt += 1
+                fields = {"why": error.why, "hint": error.hint}
+                logger.warning("the database does not answer", extra={"fields": fields})
+                await asyncio.sleep(pause_s(attempt, first_s=0.5, limit_s=15.0))
+            else:
+                self.why_not = ""
+                return ledger
+
+    async def watch(self, ledger: Ledger) -> None:
+        while True:
+            await asyncio.sleep(_PING_S)
+            try:
+                await asyncio.to_thread(ledger.ping)
+                self.why_not = ""
+            except LedgerError as error:
+                self.why_not = error.why
 
 
 async def serve(settings: LedgerSettings) -> None:
     """Until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    metrics = Metrics()
-    status = Status(metrics)
+    stop = stop_asked()
+    metrics, database = Metrics(), Database(settings.url)
+    health = Health(metrics.registry)
+    health.ready["database"] = lambda: database.why_not
+    async with served(health.app(), settings.status_port):
+        await until(stop.wait(), _serve(settings, database, health, metrics))
+
+
+async def _serve(settings: LedgerSettings, database: Database, health: Health, metrics: Metrics) -> None:
     async with AsyncExitStack() as stack:
-        await _listen(stack, status.application(), settings.status_port)
-        opening = asyncio.ensure_future(_opened(settings.url))
-        stop = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait({opening, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():
-            opening.cancel()
-            return
-        ledger = opening.result()
+        ledger = await database.opened()
         stack.callback(ledger.close)
         api = await stack.enter_async_context(Api(Credentials()))
         service = LedgerService(ledger, ReviewedCallers(api), metrics)
-        status.ledger = ledger
-        looking = asyncio.ensure_future(_look(service, metrics))
-        stack.callback(looking.cancel)
-        await _listen(stack, service.application(), settings.port, tls_dir=settings.tls_dir)
-        logger.info("the ledger serves", extra={"fields": {"port": settings.port}})
-        await stop
-
-
-class Status:
-    """What kubelets and Prometheus ask."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.ledger: Ledger | None = None
-        self._metrics = metrics
-        self._answered_at = float("-inf")
-
-    def application(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/healthz", self._alive)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._text)
-        return app
-
-    async def _alive(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok")
-
-    async def _ready(self, _request: web.Request) -> web.Response:
-        if self.ledger is None:
-            return web.Response(status=503, text="the database has not answered yet")
-        if time.monotonic() - self._answered_at > _FRESH_S:
-            try:
-                await asyncio.to_thread(self.ledger.ping)
-            except LedgerError as error:
-                return web.Response(status=503, text=f"{error.message} {error.why}")
-            self._answered_at = time.monotonic()
-        return web.Response(text="ok")
-
-    async def _text(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), content_type="text/plain", charset="utf-8")
-
-
-async def _opened(url: str) -> Ledger:
-    """The ledger, as soon as its database lets us."""
-    attempt = 0
-    while True:
-        try:
-            return await asyncio.to_thread(Ledger.open, url)
-        except LedgerError as error:
-            if error.code in ("ledger-url", "ledger-driver", "ledger-too-new"):
-                raise
-            attempt += 1
-            logger.warning("the database does not answer", extra={"fields": {"why": error.why, "hint": error.hint}})
-            await asyncio.sleep(pause_s(attempt, first_s=0.5, limit_s=15.0))
+        works = [database.watch(ledger), _look(service, metrics)]
+        tls = ServingTls(Path(settings.tls_dir)) if settings.tls_dir else None
+        if tls is not None:
+            tls.look()
+            health.ready["certificate"] = lambda: "" if tls.loaded else f"there is none in {settings.tls_dir}"
+            works.append(tls.watch())
+        context = None if tls is None else tls.context
+        await stack.enter_async_context(served(service.application(), settings.port, tls=context))
+        logger.info("the ledger serves", extra={"fields": {"port": settings.port, "tls": tls is not None}})
+        await asyncio.gather(*works)
 
 
 async def _look(service: LedgerService, metrics: Metrics) -> None:
+    """Add up the GPU time of this hour and the last, again and again."""
     while True:
         now_ns = time.time_ns()
         try:
@@ -115,13 +106,6 @@ async def _look(service: LedgerService, metrics: Metrics) -> None:
         except LedgerError as error:
             logger.warning("GPU time cannot be added up", extra={"fields": {"why": error.why}})
         await asyncio.sleep(_LOOK_S)
-
-
-async def _listen(stack: AsyncExitStack, app: web.Application, port: int, *, tls_dir: str = "") -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, port=port).start()
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from adapter import __version__
 from adapter.ledger.wire import Batch, RefusalCode
@@ -54,6 +54,3 @@ class Metrics:
         self._residual.set(found.residual_ns / 1e9)
         for kind in FindingKind:
             self._findings.labels(kind.value).set(sum(finding.kind is kind for finding in found.findings))
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)

@@ -7,14 +7,23 @@ free for them, too little CPU, or another model. Where a replica adds least to t
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
 
 from adapter.policy.needs import Kind, Need, Offer, fit
 
-_UNUSABLE = 2**62
-"""More CPU than there is."""
 _MOST_UNITS = 128
 """Free units that are told apart: whoever needs no more than these is served by more, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """Needs that some free units are enough for: `share[i]` of all come with no more CPU than ``cpu_milli[i - 1]``."""
+
+    cpu_milli: list[int]
+    share: list[float]
 
 
 class Mix:
@@ -22,24 +31,50 @@ class Mix:
 
     def __init__(self, needs: Iterable[Need]) -> None:
         """`needs` as they came lately, each as often as it came; those without a GPU do not matter."""
-        self._needs = [need for need in needs if need.gpus]
-        self._tables: dict[Kind, list[list[int]]] = {}
+        self._alike: dict[tuple[object, ...], tuple[Need, Counter[int]]] = {}
+        self._count = 0
+        for need in needs:
+            if need.gpus:
+                _, counts = self._alike.setdefault(_key(need), (need, Counter()))
+                counts[need.cpu_milli] += 1
+                self._count += 1
+        self._tables: dict[Kind, list[_Served]] = {}
 
     def unusable(self, offer: Offer, free: int, cpu_milli: int) -> float:
         """How many of `free` units of an offer, with so much CPU beside them, are of no use on average."""
         table = self._tables.get(offer.kind)
         if table is None:
             table = self._tables[offer.kind] = self._table(offer)
-        needs = table[min(free, _MOST_UNITS)]
-        return free * (1 - bisect_right(needs, cpu_milli) / len(needs)) if needs else float(free)
+        served = table[min(free, _MOST_UNITS)]
+        return free * (1 - served.share[bisect_right(served.cpu_milli, cpu_milli)])
 
-    def _table(self, offer: Offer) -> list[list[int]]:
-        """By the number of free units: for each need, least first, the CPU with which they are enough for it."""
-        fits = [(fit(need, offer), need.cpu_milli) for need in self._needs]
-        return [
-            sorted(_UNUSABLE if f.code or f.units > free else cpu_milli for f, cpu_milli in fits)
-            for free in range(min(offer.allocatable, _MOST_UNITS) + 1)
-        ]
+    def _table(self, offer: Offer) -> list[_Served]:
+        """By the number of free units."""
+        able: dict[int, Counter[int]] = {}
+        for need, counts in self._alike.values():
+            found = fit(need, offer)
+            if not found.code:
+                able.setdefault(found.units, Counter()).update(counts)
+        table, so_far = [], Counter[int]()
+        for free in range(min(offer.allocatable, _MOST_UNITS) + 1):
+            so_far.update(able.get(free, {}))
+            cpu_milli = sorted(so_far)
+            share = [served / self._count for served in accumulate(so_far[cpu] for cpu in cpu_milli)]
+            table.append(_Served(cpu_milli, [0.0, *share]))
+        return table
+
+
+def _key(need: Need) -> tuple[object, ...]:
+    """What decides which offers fit it."""
+    return (
+        need.gpus,
+        need.models,
+        need.memory_bytes,
+        need.compute_capability,
+        need.mig_profile,
+        need.resource,
+        need.units,
+    )
 
 
 USUAL = Mix(

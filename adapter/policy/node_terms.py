@@ -86,8 +86,8 @@ class NodeTerms:
         for requirement in self.all_of:
             if not requirement.holds(labels):
                 return str(requirement)
-        if self.any_of and not any(all(r.holds(labels) for r in term) for term in self.any_of):
-            return " or ".join(" and ".join(map(str, term)) for term in self.any_of)
+        if self.any_of and not any(term and all(r.holds(labels) for r in term) for term in self.any_of):
+            return " or ".join(" and ".join(map(str, term)) or "a term that matches nothing" for term in self.any_of)
         return ""
 
 

@@ -1,7 +1,9 @@
 """`gpufn snapshot create`: real CRIU, a first start that is restored, and nothing left when it is ended."""
 
+import ctypes
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -41,6 +43,11 @@ def gpufn(*words: str):
     finally:
         process.kill()
         process.communicate()
+
+
+def tell_thread(process: int, thread: int, number: signal.Signals) -> None:
+    tgkill = {"x86_64": 234, "aarch64": 131}[platform.machine()]  # which Python has only for its own threads
+    assert ctypes.CDLL(None).syscall(tgkill, process, thread, number) == 0
 
 
 def create(folder: Path, state: Path):
@@ -122,6 +129,20 @@ def test_without_namespaces_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Isolation, "find", lambda: Isolation(why_not="a test"))
     assert create(write_function(tmp_path, "fn", WARM), tmp_path / "state") == 6
     assert "a test" in capsys.readouterr().err
+
+
+@pytest.mark.criu
+def test_it_is_interrupted_whichever_of_its_threads_the_kernel_tells(tmp_path):
+    folder = write_function(tmp_path, "fn", ENDLESS)
+    with gpufn("snapshot", "create", str(folder), "--state", str(tmp_path / "state")) as process:
+        for line in process.stderr:
+            if line == "loading\n":
+                break
+        waits_for_children = max(int(name) for name in os.listdir(f"/proc/{process.pid}/task"))
+        assert waits_for_children != process.pid
+        tell_thread(process.pid, waits_for_children, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
 
 
 @pytest.mark.criu

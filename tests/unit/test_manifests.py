@@ -89,6 +89,7 @@ def test_every_file_is_used_by_a_kustomization():
             content = yaml.safe_load(path.read_text())
             names = [*content.get("resources", ()), *content.get("components", ())]
             names += [patch["path"] for patch in content.get("patches", ()) if "path" in patch]
+            names += [name for made in content.get("configMapGenerator", ()) for name in made["files"]]
             for name in names:
                 target = (path.parent / name).resolve()
                 assert target.exists(), (path, name)
@@ -384,3 +385,22 @@ def test_the_image_is_no_ones_who_is_root():
     for item in OURS:
         if item["kind"] == "Deployment":
             assert template(item)["spec"]["securityContext"]["runAsUser"] == 65532
+
+
+# Alerts ---------------------------------------------------------------------------------------------------------
+
+
+def test_alerts_ask_for_metrics_that_components_have():
+    rules_file = MANIFESTS / "components" / "alerts" / "gpufn.rules.yaml"
+    asked = set(re.findall(r"gpufn_[a-z_]+", rules_file.read_text()))
+    code = "".join(path.read_text() for path in (MANIFESTS.parent / "adapter").rglob("metrics.py"))
+    for name in asked:
+        assert f'"{re.sub("_(total|bucket)$", "", name)}"' in code, name
+
+
+def test_alerts_say_what_they_mean():
+    content = yaml.safe_load((MANIFESTS / "components" / "alerts" / "gpufn.rules.yaml").read_text())
+    for group in content["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"].keys() == {"summary", "description"}
+            assert rule["labels"]["severity"] in {"warning", "critical"}

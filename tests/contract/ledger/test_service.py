@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings, strategies as st
+from prometheus_client import generate_latest
 
 from adapter.errors import Unavailable
 from adapter.ledger.callers import Caller
@@ -163,8 +164,8 @@ def test_what_is_delivered_again_or_in_another_order_counts_once(service):
     assert service.deliver(*reversed(records), first=1)[1]["acked"] == 6
     assert service.ledger.intervals(*ALWAYS) == [stored(lease(n)) for n in range(4)]
     assert len(service.ledger.starts()) == len(service.ledger.devices(*ALWAYS)) == 1
-    assert 'gpufn_ledger_records_total{outcome="new"} 6.0' in service.metrics.text().decode()
-    assert 'gpufn_ledger_records_total{outcome="repeated"} 9.0' in service.metrics.text().decode()
+    assert 'gpufn_ledger_records_total{outcome="new"} 6.0' in generate_latest(service.metrics.registry).decode()
+    assert 'gpufn_ledger_records_total{outcome="repeated"} 9.0' in generate_latest(service.metrics.registry).decode()
 
 
 BAD = {
@@ -198,7 +199,7 @@ def test_a_record_that_cannot_be_true_is_refused_alone(service, name):
     ]
     assert answer["rejected"][0]["why"]
     assert service.ledger.intervals(*ALWAYS) == [stored(lease(0)), stored(lease(2))]
-    assert f'gpufn_ledger_refused_total{{code="{code}"}} 1.0' in service.metrics.text().decode()
+    assert f'gpufn_ledger_refused_total{{code="{code}"}} 1.0' in generate_latest(service.metrics.registry).decode()
 
 
 @pytest.mark.parametrize(

@@ -315,9 +315,9 @@ def test_a_watch_says_what_happens_after_a_version_until_the_server_ends_it():
     play(scene)
 
 
-def test_an_object_of_a_megabyte_passes_a_watch():
+def test_an_object_of_a_megabyte_is_written_and_passes_a_watch():
     async def scene(server, api):
-        await server.put(PATH, {"data": {"x": "y" * 2**20}})
+        await api.apply(PATH, {"data": {"x": "y" * 2**20}})
         watch = api.watch(CONFIG_MAPS.path(), "1", timeout_s=1, silence_s=10)
         assert [len(value["data"]["x"]) async for _, value in watch] == [2**20]
 

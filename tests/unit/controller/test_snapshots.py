@@ -11,7 +11,16 @@ EMBED, CHAT = Due("team-a", "embed-1"), Due("team-b", "chat-1")
 
 def taking(name="gpufn-snapshot-1", phase="Running", node="node-1", began_at_s=0.0, ended_at_s=0.0, message=""):
     return Taking(
-        "team-a", name, node, "team-a/embed.team-a", "embed-1", phase, message, began_at_s, ended_at_s or began_at_s
+        "team-a",
+        name,
+        "node-1",
+        node,
+        "team-a/embed.team-a",
+        "embed-1",
+        phase,
+        message,
+        began_at_s,
+        ended_at_s or began_at_s,
     )
 
 
@@ -62,7 +71,11 @@ def pod(phase, terminated):
             "name": "gpufn-snapshot-1",
             "namespace": "team-a",
             "creationTimestamp": "2026-01-01T00:00:00Z",
-            "annotations": {"gpufn.dev/snapshot-of": "team-a/embed.team-a", "gpufn.dev/for-pod": "embed-1"},
+            "annotations": {
+                "gpufn.dev/snapshot-of": "team-a/embed.team-a",
+                "gpufn.dev/for-pod": "embed-1",
+                "gpufn.dev/for-node": "node-1",
+            },
         },
         "spec": {"nodeName": "node-1"},
         "status": {"phase": phase, "containerStatuses": [{"state": {"terminated": terminated}}]},

@@ -1,0 +1,131 @@
+"""Has the snapshots taken that nodes' agents say are due: a reconciler of nodes (see `snapshots` for what is decided)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from adapter.cluster.api import Api
+from adapter.cluster.events import EventRecorder, reference_to
+from adapter.cluster.informer import Informer
+from adapter.cluster.intent import Intent, read_intent
+from adapter.cluster.resources import GPU_NODES, NETWORK_POLICIES, PODS
+from adapter.controller.snapshot_pod import TASK_LABEL, name_of, network_policy, snapshot_pod
+from adapter.controller.snapshots import Due, Taking, due_of, next_step, taking_of
+from adapter.errors import AdapterError, ConfigError, Conflict, NotFound
+from adapter.replica import TASK_SNAPSHOT
+
+logger = logging.getLogger(__name__)
+
+_TAKEN, _NOT_TAKEN = "SnapshotTaken", "SnapshotNotTaken"
+
+
+class SnapshotTaker:
+    """`namespaces`: labels of each, as `adapter.controller.cluster_view.ClusterView` has them. Its own `caches` are to
+    be run beside it."""
+
+    name = "snapshots"
+
+    def __init__(
+        self,
+        api: Api,
+        namespaces: Informer[Mapping[str, str]],
+        events: EventRecorder,
+        *,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._api, self._namespaces, self._events, self._clock_s = api, namespaces, events, clock_s
+        self._due: Informer[tuple[Due, ...]] = Informer(api, GPU_NODES.path(), due_of)
+        self._takings: Informer[Taking] = Informer(
+            api, PODS.path(), taking_of, label_selector=f"{TASK_LABEL}={TASK_SNAPSHOT}"
+        )
+
+    @property
+    def caches(self) -> tuple[Informer[Any], ...]:
+        return self._due, self._takings
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        def handle(_key: str, old: Taking | None, new: Taking | None) -> None:
+            for taking in (old, new):
+                if taking is not None:
+                    changed(taking.wanted_on)
+
+        self._due.on_change(lambda node, _old, _new: changed(node))
+        self._takings.on_change(handle)
+
+    def all_keys(self) -> Iterable[str]:
+        return {*self._due.snapshot(), *(taking.wanted_on for taking in self._takings.snapshot().values())}
+
+    async def reconcile(self, key: str) -> float | None:
+        if not all(cache.synced.is_set() for cache in self.caches):
+            return 1.0
+        there = [taking for taking in self._takings.snapshot().values() if taking.wanted_on == key]
+        step = next_step(self._due.get(key) or (), there, self._clock_s())
+        for taking in there:
+            if taking.is_over:
+                await self._tell(taking)
+        for taking in (*step.clear, *step.give_up):
+            await self._delete(taking)
+        names = {(taking.namespace, taking.name) for taking in there}
+        for due in step.take:
+            if await self._take(due, key, names):
+                break
+        return step.again_s
+
+    async def _take(self, due: Due, node: str, names: set[tuple[str, str]]) -> bool:
+        """Whether its pod is there now. What cannot be taken is said on the replica, and the next has its turn."""
+        try:
+            pod = await self._api.get(PODS.path(due.namespace, due.pod))
+        except NotFound:
+            return False  # it has ended, and its agent will say so
+        intent = self._intent(pod, due.namespace)
+        if intent is None or (due.namespace, name_of(intent, node, _image(pod, intent))) in names:
+            return False
+        try:
+            await self._api.apply(network_policy_path(due.namespace), network_policy(due.namespace))
+            await self._api.create(PODS.path(due.namespace), snapshot_pod(pod, intent, node))
+        except Conflict:
+            return True  # whoever led before made it
+        except AdapterError as error:
+            if error.code != "forbidden":
+                raise
+            why = f"No snapshot {intent.need.snapshot} on {node}: its pod is not allowed there. {error.why}"
+            await self._events.say(reference_to(pod), _NOT_TAKEN, why)
+            return False
+        fields = {"snapshot": intent.need.snapshot, "node": node, "for": f"{due.namespace}/{due.pod}"}
+        logger.info("a snapshot is being taken", extra={"fields": fields})
+        return True
+
+    def _intent(self, pod: Mapping[str, Any], namespace: str) -> Intent | None:
+        """None where none may be taken (any more)."""
+        labels = self._namespaces.get(namespace)
+        if labels is None:
+            return None
+        try:
+            intent = read_intent(pod, namespace=namespace, namespace_labels=labels)
+        except ConfigError:
+            return None  # it was changed since it was admitted; whoever makes the next one is told
+        return intent if intent is not None and intent.snapshots and not intent.need.gpus else None
+
+    async def _tell(self, taking: Taking) -> None:
+        """On the replica it was taken for, whether it is still there or not."""
+        about = {"apiVersion": "v1", "kind": "Pod", "namespace": taking.namespace, "name": taking.for_pod}
+        reason = _TAKEN if taking.worked else _NOT_TAKEN
+        await self._events.say(about, reason, taking.news, is_warning=not taking.worked)
+
+    async def _delete(self, taking: Taking) -> None:
+        try:
+            await self._api.delete(PODS.path(taking.namespace, taking.name))
+        except NotFound:
+            pass
+
+
+def network_policy_path(namespace: str) -> str:
+    return NETWORK_POLICIES.path(namespace, network_policy(namespace)["metadata"]["name"])
+
+
+def _image(pod: Mapping[str, Any], intent: Intent) -> str:
+    image: str = pod["spec"]["containers"][intent.container]["image"]
+    return image

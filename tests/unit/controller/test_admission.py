@@ -1,0 +1,181 @@
+import base64
+import json
+
+import jsonpatch
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from adapter.controller.admission import Admission, Answer, Review
+from adapter.errors import ConfigError
+from tests.fakes.cluster_objects import GPU, View, function_pod, gpu_node, namespace, node
+
+
+def review(value, operation="CREATE", old=None, **fields):
+    request = {"uid": "u-1", "namespace": "team", "operation": operation, "object": value, "oldObject": old, **fields}
+    body = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+    return Review.parse(json.dumps(body).encode())
+
+
+def answer_to(view, value, **fields) -> dict:
+    return Admission(view).pod(review(value, **fields)).to_json()["response"]
+
+
+def patched(value, response):
+    return jsonpatch.apply_patch(value, json.loads(base64.b64decode(response["patch"])))
+
+
+@pytest.fixture
+def view():
+    return View(node("n1"), node("n2"), node("cpu", gpus=0), gpu_node("n2", ["team/fn.team"]),
+                namespace("team", **{"gpufn.dev/snapshots": "enabled"}))  # fmt: skip
+
+
+def test_a_functions_pod_prefers_the_node_that_has_its_snapshot(view):
+    response = answer_to(view, function_pod())
+    assert (response["uid"], response["allowed"], response["patchType"]) == ("u-1", True, "JSONPatch")
+    affinity = patched(function_pod(), response)["spec"]["affinity"]["nodeAffinity"]
+    [first, *_] = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert first["preference"]["matchExpressions"][0]["values"] == ["n2"]
+
+
+def test_asked_again_about_what_it_made_it_changes_nothing_and_promises_nothing(view):
+    once = patched(function_pod(), answer_to(view, function_pod()))
+    held = len(view.reservations)
+    assert "patch" not in answer_to(view, once)
+    assert len(view.reservations) == held == 1
+
+
+def test_many_pods_at_once_do_not_all_choose_one_node():
+    view = View(node("n1", gpus=4), node("n2", gpus=4), namespace("team"))
+    admission = Admission(view)
+    for number in range(8):
+        assert admission.pod(review(function_pod(f"fn{number}"))).outcome == "patched"
+    assert [each.offers[0].free for each in view.inventory()] == [0, 0]
+
+
+def test_a_dry_run_promises_nothing(view):
+    assert answer_to(view, function_pod(), dryRun=True)["patch"]
+    assert len(view.reservations) == 0
+
+
+def test_what_is_none_of_ours_is_left_alone(view):
+    other = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "nginx"}]}}
+    for value in (other, function_pod(gpus=0)):
+        assert answer_to(view, value) == {"uid": "u-1", "allowed": True}
+    assert answer_to(view, function_pod(), operation="UPDATE") == {"uid": "u-1", "allowed": True}
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"gpufn.dev/idle": "-5s"},
+        {"gpufn.dev/tenant": "somebody-else"},
+        {"gpufn.dev/no-such-key": "x"},
+        {"gpufn.dev/memory": "lots"},
+    ],
+)
+def test_a_users_error_is_refused_with_what_to_do(view, annotations):
+    response = answer_to(view, function_pod(annotations=annotations))
+    assert not response["allowed"]
+    [said, why, *_] = response["status"]["message"].splitlines()
+    assert said.startswith("✗ ")
+    assert said.endswith("]")
+    assert why
+
+
+def test_an_error_of_ours_lets_the_pod_pass_and_is_counted(view, monkeypatch, caplog):
+    monkeypatch.setattr(view, "inventory", lambda: 1 / 0)
+    answer = Admission(view).pod(review(function_pod()))
+    assert (answer.outcome, answer.code) == ("failed", "failed")
+    response = answer.to_json()["response"]
+    assert response["allowed"]
+    assert "patch" not in response
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_cluster_that_is_not_known_yet_lets_the_pod_pass():
+    answer = Admission(View(ready="nothing is heard of nodes")).pod(review(function_pod()))
+    assert (answer.outcome, answer.code) == ("failed", "not-ready")
+
+
+def test_where_no_node_fits_the_pod_has_no_preference_and_promises_nothing():
+    view = View(node("n1", gpus=1), namespace("team"))
+    response = answer_to(view, function_pod(gpus=4))
+    assert response["allowed"]
+    note = json.loads(patched(function_pod(gpus=4), response)["metadata"]["annotations"]["gpufn.dev/placement"])
+    assert note["refused"][0]["code"] == "gpu-count"
+    assert len(view.reservations) == 0
+
+
+def test_a_knative_service_gets_its_templates_annotations():
+    container = {"name": "c", "image": "fn", "resources": {"limits": {GPU: "1"}}}
+    service = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": "fn", "namespace": "team", "annotations": {"gpufn.dev/max": "3"}},
+        "spec": {"template": {"spec": {"containers": [container]}}},
+    }
+    admission = Admission(View(namespace("team")))
+    answer = admission.service(review(service))
+    assert answer.outcome == "patched"
+    made = jsonpatch.apply_patch(service, list(answer.operations))
+    assert made["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/max-scale"] == "3"
+    assert admission.service(review(made, operation="UPDATE", old=made)).outcome == "untouched"
+    service["metadata"]["annotations"]["gpufn.dev/max"] = "-1"
+    assert admission.service(review(service)).outcome == "refused"
+
+
+def test_warnings_are_no_longer_than_the_api_server_passes_on():
+    response = Answer("u", "untouched", warnings=("x" * 1000,) * 50).to_json()["response"]
+    assert len(response["warnings"]) == 12
+    assert {len(text) for text in response["warnings"]} == {256}
+
+
+VALID = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "u", "object": {}}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        json.dumps({**VALID, "kind": "Pod"}).encode(),
+        json.dumps({**VALID, "apiVersion": "admission.k8s.io/v1beta1"}).encode(),
+        json.dumps({**VALID, "request": None}).encode(),
+        json.dumps({**VALID, "request": {"object": {}}}).encode(),
+        json.dumps({**VALID, "request": {"uid": 7, "object": {}}}).encode(),
+        json.dumps({**VALID, "request": {"uid": "u"}}).encode(),
+        json.dumps({**VALID, "request": {"uid": "u", "object": "pod"}}).encode(),
+    ],
+)
+def test_what_is_no_review_is_said_to_be_none(body):
+    with pytest.raises(ConfigError) as caught:
+        Review.parse(body)
+    assert caught.value.code == "bad-review"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+PARTS = st.sampled_from(["metadata", "labels", "annotations", "spec", "containers", "resources", "limits", "affinity"])
+ODD = st.recursive(
+    JSON | st.just("1") | st.just(GPU),
+    lambda inner: (
+        st.dictionaries(PARTS | st.sampled_from(["gpufn.dev/function", "gpufn.dev/gpu", GPU]), inner, max_size=4)
+        | st.lists(inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(PARTS, ODD, max_size=5))
+def test_no_pod_however_odd_gets_no_answer(value):
+    view = View(node("n1"), namespace("team"))
+    for answer in (Admission(view).pod(review(value)), Admission(view).service(review(value))):
+        assert answer.to_json()["response"]["uid"] == "u-1"

@@ -1,0 +1,156 @@
+import asyncio
+
+from hypothesis import given, settings, strategies as st
+
+from adapter.cluster.informer import Rhythm
+from adapter.cluster.resources import GPU_NODES, NODES, PODS
+from adapter.controller.cluster_view import ClusterView
+from adapter.controller.reservations import TTL_S, Reservations
+from tests.fakes.api_server import FakeApiServer, hang, watches
+from tests.fakes.cluster_objects import GPU, function_pod, gpu_node, node
+from tests.fakes.replicas import until
+
+RHYTHM = Rhythm(first_pause_s=0.001, pause_limit_s=0.01)
+
+
+def play(scene, *nodes):
+    async def played():
+        server, now = FakeApiServer(), [0.0]
+        async with server.serving(), server.client() as api:
+            for each in nodes or (node("n1"), node("n2")):
+                await server.put(NODES.path(name=each["metadata"]["name"]), each)
+            view = ClusterView(api, Reservations(clock=lambda: now[0]), RHYTHM)
+            running = asyncio.ensure_future(view.run())
+            await until(lambda: not view.why_not() and server.watching == len(view.informers))
+            await asyncio.wait_for(scene(server, view, now), 30)
+            running.cancel()
+
+    asyncio.run(played())
+
+
+def free(view, name="n1"):
+    [offer] = next(each for each in view.inventory() if each.name == name).offers
+    return offer.free
+
+
+async def put(server, pod):
+    await server.put(PODS.path(pod["metadata"]["namespace"], pod["metadata"]["name"]), pod)
+
+
+def test_a_pod_holds_what_it_asked_for_until_it_has_ended():
+    async def scene(server, view, now):
+        await put(server, function_pod("a", gpus=3, node_name="n1"))
+        await until(lambda: free(view) == 5)
+        await put(server, function_pod("a", gpus=3, node_name="n1", phase="Failed"))
+        await until(lambda: free(view) == 8)
+        await put(server, function_pod("b", gpus=1, node_name="n1"))
+        await until(lambda: free(view) == 7)
+        await server.remove(PODS.path("team", "b"))
+        await until(lambda: free(view) == 8)
+
+    play(scene)
+
+
+def test_pods_that_come_before_their_node_count_when_it_is_there():
+    async def scene(server, view, now):
+        await put(server, function_pod("a", gpus=2, node_name="late"))
+        await until(lambda: view.pods.get("team/a"))
+        await server.put(NODES.path(name="late"), node("late"))
+        await until(lambda: len(view.inventory()) == 3)
+        assert free(view, "late") == 6
+        await server.remove(NODES.path(name="late"))
+        await until(lambda: len(view.inventory()) == 2)
+
+    play(scene)
+
+
+def test_what_is_promised_counts_as_used_until_the_pod_has_a_node():
+    async def scene(server, view, now):
+        view.promise("team/17", "n1", {GPU: 2})
+        assert free(view) == 6
+        await put(server, function_pod("a", gpus=2, annotations={"gpufn.dev/admitted-at": "17"}))
+        await until(lambda: view.pods.get("team/a"))
+        assert free(view) == 6
+        await put(server, function_pod("a", gpus=2, annotations={"gpufn.dev/admitted-at": "17"}, node_name="n2"))
+        await until(lambda: free(view, "n2") == 6)
+        assert free(view) == 8
+
+    play(scene)
+
+
+def test_a_promise_whose_pod_never_came_is_over_after_its_time():
+    async def scene(server, view, now):
+        view.promise("team/17", "n1", {GPU: 2})
+        assert free(view) == 6
+        now[0] = TTL_S
+        assert free(view) == 8
+
+    play(scene)
+
+
+def test_what_agents_say_is_on_their_nodes():
+    async def scene(server, view, now):
+        assert not view.restores
+        await server.put(GPU_NODES.path(name="n1"), gpu_node("n1", ["team/fn.team"]))
+        await until(lambda: view.restores)
+        assert {each.name: dict(each.snapshots) for each in view.inventory()} == {
+            "n1": {"team/fn.team": 10**9},
+            "n2": {},
+        }
+        await server.put(GPU_NODES.path(name="n1"), gpu_node("n1", ["team/fn.team"], restores=False))
+        await until(lambda: not view.restores)
+        assert not view.inventory()[0].snapshots
+
+    play(scene)
+
+
+def test_heartbeats_of_nodes_change_nothing():
+    async def scene(server, view, now):
+        before = view.inventory()
+        value = node("n1")
+        value["status"]["conditions"][0]["lastHeartbeatTime"] = "2026-11-25T12:00:00Z"
+        await server.put(NODES.path(name="n1"), value)
+        await server.put(NODES.path(name="n2"), node("n2", unschedulable=True))
+        await until(lambda: view.inventory() is not before)
+        assert [(each.name, each.why_not) for each in view.inventory()] == [("n1", ""), ("n2", "cordoned")]
+        assert view.inventory()[0] is before[0]
+
+    play(scene)
+
+
+def test_a_view_that_hears_nothing_of_one_kind_says_of_which():
+    async def scene():
+        server = FakeApiServer()
+        async with server.serving(), server.client() as api:
+            server.next(hang, lambda request: "gpunodes" in request.path and not watches(request))
+            view = ClusterView(api, rhythm=RHYTHM)
+            running = asyncio.ensure_future(view.run())
+            await until(lambda: view.why_not() == "nothing is heard of gpunodes")
+            running.cancel()
+
+    asyncio.run(scene())
+
+
+PLACES = st.sampled_from(["", "n1", "n2"])
+CHANGES = st.lists(st.tuples(st.sampled_from("abc"), PLACES, st.integers(1, 4), st.booleans()), max_size=12)
+
+
+@settings(max_examples=25)
+@given(CHANGES)
+def test_whatever_happens_to_pods_what_is_free_is_what_they_leave(changes):
+    async def scene():
+        server, view = FakeApiServer(), None
+        async with server.client() as api:
+            view = ClusterView(api, rhythm=RHYTHM)
+            view.nodes._set("n1", node("n1"))
+            view.nodes._set("n2", node("n2"))
+            there = {}
+            for name, place, gpus, is_removed in changes:
+                facts = None if is_removed else view.pods._project(function_pod(name, gpus=gpus, node_name=place))
+                view.pods._set(f"team/{name}", facts)
+                there[name] = None if is_removed else (place, gpus)
+            for on in ("n1", "n2"):
+                held = sum(gpus for place, gpus in filter(None, there.values()) if place == on)
+                assert next(each for each in view.inventory() if each.name == on).offers[0].used == held
+
+    asyncio.run(scene())
