@@ -37,17 +37,34 @@ images: ## Make what the tests of images share, in ~/.cache/gpufn: base images, 
 try-images:
 	@$(MAKE) --no-print-directory images || echo "make: going on without base images: no tests of images" >&2
 
+.PHONY: kubernetes
+kubernetes: ## Build a real Kubernetes and Knative for the tests, into ~/.cache/gpufn: minutes the first time, then nothing
+	@scripts/install-kubernetes.sh $(CACHE)/kubernetes
+
+# It needs Go, and running it root and containerd; where these are missing the tests of clusters say so (in CI: fail).
+.PHONY: try-kubernetes
+try-kubernetes:
+	@$(MAKE) --no-print-directory kubernetes || echo "make: going on without Kubernetes: no tests of clusters" >&2
+
+.PHONY: cluster-up
+cluster-up: setup kubernetes ## Start a cluster with two nodes, pretended GPUs and Knative; ARGS=--plain without Knative
+	@$(BIN)/python -m tests.testbed up $(ARGS)
+
+.PHONY: cluster-down
+cluster-down: setup ## End what `make cluster-up` started
+	@$(BIN)/python -m tests.testbed down
+
 .PHONY: demo
 demo: setup try-criu ## Wake a real model function from zero, plain and from its snapshot, and show the difference
 	@$(BIN)/python -m scripts.demo
 
 .PHONY: test
-test: setup try-criu try-images lint types imports ## Run everything: lint, types, import rules, and all tests
+test: setup try-criu try-images try-kubernetes lint types imports ## Run everything: lint, types, import rules, and all tests
 	$(BIN)/pytest
 
 .PHONY: check
 check: setup lint types imports ## Run the fast part: no models, no CRIU, no servers
-	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu and not images"
+	$(BIN)/pytest -m "not e2e and not criu and not torch and not faas_cli and not gpu and not images and not cluster"
 
 .PHONY: gpu-test
 gpu-test: setup try-criu ## Run the GPU tests on this machine's GPU, or on the simulated one, and say which

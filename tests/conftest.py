@@ -17,6 +17,7 @@ import pytest
 from tests.images.machine import why_not as _without_images
 from tests.stubs.build import build, why_not as why_no_stubs
 from tests.stubs.simulated import Simulated
+from tests.testbed.programs import why_not as _without_cluster
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -65,11 +66,12 @@ NEEDS: dict[str, Callable[[], str]] = {
     "faas_cli": _without_faas_cli,
     "gpu": _without_gpu,
     "images": _without_images,
+    "cluster": _without_cluster,
 }
 """Markers of what a machine may lack, and what says why."""
 
-REQUIRED_IN_CI = {"criu", "torch", "gpu", "images"}
-"""`make setup`, `make criu` and .ci/run bring these, and what a GPU is simulated with: where they are missing in CI, something is broken."""
+REQUIRED_IN_CI = {"criu", "torch", "gpu", "images", "cluster"}
+"""`make setup`, `make criu`, `make kubernetes` and .ci/run bring these, and what a GPU is simulated with: where they are missing in CI, something is broken."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     report = yield
     if report.failed and HERE in item.path.parents:
-        report.sections += [(f"cluster {cluster.addresses.number}", cluster.logs()) for cluster in CLUSTERS]
+        report.sections += [(f"cluster {cluster.addresses.number}", cluster.report()) for cluster in CLUSTERS]
     return report
 
 

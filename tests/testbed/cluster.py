@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,10 @@ class Cluster:
             self._machine = Machine.first("control plane")
             self._connect(self._machine)
             self._start_control_plane(self._machine)
+        except TestbedFailed as error:
+            said = self.report()
+            self.stop()
+            raise TestbedFailed(f"{error}\n{said}") from None
         except BaseException:
             self.stop()
             raise
@@ -124,7 +129,7 @@ class Cluster:
             self._start_knative(machine)
         self.kubectl("wait", "node", *self.nodes, "--for=condition=Ready", "--timeout=100s")
         for node in self._wanted:
-            wait_until(f"GPUs of {node.name}", lambda node=node: self._has_gpus(node), 60)
+            wait_until(f"GPUs of {node.name}", functools.partial(self._has_gpus, node), 60)
 
     def _has_gpus(self, node: Node) -> bool:
         said: dict[str, str] = self.get("node", node.name)["status"].get("allocatable", {})
@@ -136,7 +141,8 @@ class Cluster:
             self.nodes[node.name] = made = RunningNode(self.site, node, index, machine, cgroup, self._component)
             made.containerd.start()
         if self.nodes:
-            self.load(program_image(PAUSE_IMAGE, self.site.programs.kubernetes / "pause", self.folder))
+            pause = program_image(PAUSE_IMAGE, self.site.programs.kubernetes / "pause", self.folder)
+            self.load(pause, *(knative.images(self.site) if self._with_knative else ()))
             # Services are what nodes make of them: this way lead the control plane and this computer to them.
             own = self.addresses
             machine.script(f"ip route add {own.services} via {own.node(0)}")
@@ -148,7 +154,6 @@ class Cluster:
         words = [sys.executable, "-m", "tests.testbed.ingress", str(site.admin), self.addresses.control_plane]
         words += [knative.ingress_host(), knative.INGRESS_CLASS]
         self._component("ingress", machine, words, PYTHON).start()
-        self.load(*knative.images(site))
         wait = ("wait", "deployment", "--all", "--for=condition=Available", "--timeout=100s")
         self.kubectl("--namespace", knative.NAMESPACE, *wait)
 
@@ -245,9 +250,16 @@ class Cluster:
         session.cert = (str(folder / "kubeconfig.crt"), str(folder / "kubeconfig.key"))
         return session
 
-    def logs(self) -> str:
-        """The end of what every program said, for a test that failed."""
-        return "\n".join(f"--- {name}\n{component.tail()}" for name, component in self.components.items())
+    def report(self) -> str:
+        """What it looks like, and the end of what every program said: for a test that failed."""
+        parts = [
+            f"--- {name}{'' if component.is_running else ' (ended)'}\n{component.tail()}"
+            for name, component in self.components.items()
+        ]
+        for words in (("get", "pods", "-A", "-o", "wide"), ("events", "-A")):
+            with contextlib.suppress(TestbedFailed):
+                parts.append(f"--- kubectl {' '.join(words)}\n{self.kubectl(*words)[-4000:]}")
+        return "\n".join(parts)
 
 
 def _remove_link(name: str) -> None:

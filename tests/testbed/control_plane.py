@@ -78,8 +78,8 @@ def scheduler(site: Site) -> list[str]:
 
 
 def dns(site: Site) -> list[str]:
-    corefile = f"{DOMAIN}:53 {{\n  bind {site.addresses.control_plane}\n  errors\n  kubernetes {DOMAIN} {{\n    kubeconfig {site.admin}\n  }}\n}}\n"
-    return [str(site.programs.coredns / "coredns"), "-conf", str(site.write("Corefile", corefile))]
+    zone = f"{DOMAIN}:53 {{\n  errors\n  kubernetes {DOMAIN} {{\n    kubeconfig {site.admin}\n  }}\n}}\n"
+    return [str(site.programs.coredns / "coredns"), "-conf", str(site.write("Corefile", zone))]
 
 
 def dns_service(site: Site) -> list[dict[str, Any]]:

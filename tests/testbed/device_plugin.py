@@ -104,7 +104,7 @@ def _codec(request: str) -> tuple[Any, Any]:
 async def _register() -> None:
     request = M["RegisterRequest"](version=PACKAGE, endpoint=SOCKET, resource_name=RESOURCE)
     async with grpc.aio.insecure_channel(f"unix://{FOLDER}/kubelet.sock") as channel:
-        call = channel.unary_unary(
+        call: Any = channel.unary_unary(
             f"/{PACKAGE}.Registration/Register", lambda message: message.SerializeToString(), M["Empty"].FromString
         )
         await call(request, timeout=5)

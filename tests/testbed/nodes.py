@@ -131,6 +131,8 @@ class RunningNode:
         for name, value in KERNEL_SETTINGS.items():
             if Path("/proc/sys", name).exists():
                 mounts[site.write(f"{self.name}/sys/{name}", f"{value}\n")] = f"/proc/sys/{name}"
+        # No names but the cluster's: an image that is not here is missed at once.
+        mounts[site.write(f"{self.name}/resolv.conf", "")] = "/etc/resolv.conf"
         return control_plane.another(self.name, mounts)
 
     def _connect(self, site: Site, control_plane: Machine) -> None:
