@@ -229,9 +229,13 @@ class Cluster:
         names = [f"{prefix}-{index}" for index in range(count)]
         made = [kwok.node(name, gpus, labels, taints, cpus, memory) for name in names]
         self.create("/api/v1/nodes", made)
-        seconds = 30 + count // 10
-        self.kubectl("wait", "node", *names, "--for=condition=Ready", f"--timeout={seconds}s", timeout_s=seconds + 10)
+        wanted = set(names)
+        wait_until("KWOK's nodes", lambda: wanted <= self._ready_nodes(), 60 + count / 10, [self.components["kwok"]])
         return names
+
+    def _ready_nodes(self) -> set[str]:
+        rows = (line.split() for line in self.kubectl("get", "nodes", "--no-headers").splitlines())
+        return {row[0] for row in rows if row[1].split(",")[0] == "Ready"}
 
     def create(self, path: str, objects: Sequence[Mapping[str, Any]]) -> None:
         """Posts many objects, faster than kubectl does."""
@@ -256,7 +260,7 @@ class Cluster:
             f"--- {name}{'' if component.is_running else ' (ended)'}\n{component.tail()}"
             for name, component in self.components.items()
         ]
-        for words in (("get", "pods", "-A", "-o", "wide"), ("events", "-A")):
+        for words in (("get", "pods", "-A", "-o", "wide"), ("events", "-A", "--types=Warning")):
             with contextlib.suppress(TestbedFailed):
                 parts.append(f"--- kubectl {' '.join(words)}\n{self.kubectl(*words)[-4000:]}")
         return "\n".join(parts)

@@ -34,15 +34,16 @@ class TestbedFailed(Exception):
 
 def wait_until(what: str, probe: Callable[[], object], timeout_s: float, watched: Sequence[Component] = ()) -> None:
     """Returns when `probe` says something true. Raises `TestbedFailed`, at once where a `watched` component ended."""
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not probe():
         for component in watched:
             if not component.is_running:
                 raise TestbedFailed(f"{component.name} ended while waiting for {what}:\n{component.tail()}")
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began
+        if waited_s > timeout_s:
             said = "\n".join(f"--- {component.name}\n{component.tail()}" for component in watched)
             raise TestbedFailed(f"no {what} after {timeout_s:.0f} s\n{said}")
-        time.sleep(0.1)
+        time.sleep(min(1.0, 0.1 + waited_s / 10))  # to look is work too
 
 
 def run(*words: str, stdin: bytes | None = None, env: Mapping[str, str] = ENVIRONMENT, timeout_s: float = 120) -> str:
