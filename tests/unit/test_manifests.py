@@ -291,6 +291,11 @@ def test_no_budget_keeps_a_single_replica_from_being_drained():
 
 
 @by_name(WORKLOADS)
+def test_no_service_becomes_a_variable_that_looks_like_a_setting(item):
+    assert template(item)["spec"]["enableServiceLinks"] is False
+
+
+@by_name(WORKLOADS)
 def test_every_mount_has_its_volume(item):
     pod = template(item)["spec"]
     volumes = {volume["name"] for volume in pod.get("volumes", ())}
