@@ -114,6 +114,10 @@ class Meter:
     def holds(self, key: Key) -> bool:
         return key in self._leases and not self._leases[key].ended
 
+    def knows(self, pod: str, container: str) -> bool:
+        """The container has, or had, a lease."""
+        return any(key[:2] == (pod, container) for key in (*self._leases, *self._sequences))
+
     def held(self) -> list[Key]:
         """Of leases that have not ended."""
         return [key for key, lease in self._leases.items() if not lease.ended]

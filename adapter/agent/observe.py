@@ -84,11 +84,12 @@ def _take(meter: Meter, pod: Pod, intent: Intent, allocation: Allocation, models
     main = pod.body["spec"]["containers"][intent.container]["name"]
     for container in pod.containers:
         is_over = container.finished_at_ns and (pod.is_over or pod.deleted_at_ns)
-        if not container.started_at_ns or (is_over and now.on_boot(container.finished_at_ns) <= meter.told_ns):
+        was_told = now.on_boot(container.finished_at_ns) <= meter.told_ns or meter.knows(pod.uid, container.name)
+        if not container.started_at_ns or (is_over and was_told):
             continue
         devices = dict(allocation.devices.get((pod.namespace, pod.name, container.name), {}))
         if not devices and container.name == main:
-            if any(key[:2] == (pod.uid, main) for key in meter.held()):
+            if any(key[:2] == (pod.uid, main) and key[2] != UNKNOWN_DEVICE for key in meter.held()):
                 continue  # of what it has the kubelet says nothing now
             count = wants_gpu(pod, main)
             devices = {UNKNOWN_DEVICE: float(count)} if count else {CPU_DEVICE: 1.0}
