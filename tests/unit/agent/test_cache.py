@@ -1,0 +1,113 @@
+"""Which snapshots a node has, and which go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, read_cache, to_evict
+from adapter.records import Rung, StartRecord
+from adapter.snapshot.store import Store
+
+DAY_NS = 86_400 * 10**9
+
+
+def cached(n, size=100, age_ns=0, kind="process"):
+    return Cached(Path(f"/s/t/f{n}/{kind}-{n}"), f"t/f{n}", kind, str(n), size, 100 * DAY_NS - age_ns)
+
+
+def kept(everything, limit, savings=None):
+    leaving = to_evict(everything, limit, 100 * DAY_NS, savings or {})
+    return [one.name for one in everything if one not in leaving]
+
+
+def test_the_least_recently_used_goes_first_where_all_else_is_equal():
+    assert kept([cached(1, age_ns=2 * DAY_NS), cached(2), cached(3, age_ns=DAY_NS)], 200) == ["t/f2", "t/f3"]
+
+
+def test_what_saves_more_for_a_byte_stays():
+    large, small = cached(1, size=1000), cached(2, size=10)
+    assert kept([large, small], 1000) == ["t/f2"]
+    assert kept([large, small], 1000, {large.path: 900.0, small.path: 1.0}) == ["t/f1"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 10 * DAY_NS)), max_size=12), st.integers(0, 3000))
+def test_the_rest_fits_and_nothing_goes_without_need(sizes, limit):
+    everything = [cached(n, size, age_ns) for n, (size, age_ns) in enumerate(sizes)]
+    leaving = to_evict(everything, limit, 100 * DAY_NS, {})
+    assert sum(one.bytes for one in everything if one not in leaving) <= limit
+    assert not leaving or sum(one.bytes for one in everything if one not in leaving[:-1]) > limit
+
+
+def start(rung, seconds, error=""):
+    return StartRecord("f", "n", "1", "r", rung, 0, int(seconds * 1e9), (), error=error)
+
+
+def test_what_a_snapshot_saves_is_what_starts_took_with_and_without_it():
+    savings = Savings()
+    assert savings.of("t/f", "process") == 5.0
+    savings.saw("t/f", start(Rung.LOAD, 12))
+    savings.saw("t/f", start(Rung.RESTORE, 2))
+    savings.saw("t/f", start(Rung.RESTORE, 1, error="no"))
+    assert savings.of("t/f", "process") == 10.0
+    savings.saw("t/f", start(Rung.START, 4))
+    assert savings.of("t/f", "weights") == 8.0
+    assert savings.of("t/other", "compile") == 5.0
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "snapshots")
+
+
+def publish(store, function, size, *, tenant="acme", kind="process"):
+    with store.building(tenant, function, {"code": function}, kind) as draft:
+        (draft.path / "memory").write_bytes(os.urandom(size))
+        return draft.publish({})
+
+
+def test_whole_snapshots_are_listed_whoever_owns_them(store):
+    published = publish(store, "embed.acme", 5000)
+    publish(store, "other.acme", 5000, kind="weights")
+    if os.geteuid() == 0:
+        for path in (published.path.parent, published.path, *published.path.iterdir()):
+            os.chown(path, 1000, 1000)
+    found = read_cache(store.root)
+    assert [(one.name, one.kind, one.key) for one in found] == [
+        ("acme/embed.acme", "process", published.key),
+        ("acme/other.acme", "weights", found[1].key),
+    ]
+    assert found[0].bytes >= 5000
+
+
+def test_what_is_no_snapshot_is_not_listed(store, tmp_path):
+    published = publish(store, "embed.acme", 10)
+    elsewhere = publish(Store(tmp_path / "elsewhere"), "embed.acme", 10)
+    folder = store.folder("thief", "embed.acme")
+    os.symlink(elsewhere.path, folder / elsewhere.path.name)
+    os.rename(publish(store, "moved.acme", 10).path, store.folder("acme", "another.acme") / published.path.name)
+    (store.folder("acme", "torn.acme") / "process-abc").mkdir()
+    (store.folder("acme", "draft.acme") / ".draft-process-abc").mkdir()
+    assert [one.name for one in read_cache(store.root)] == ["acme/embed.acme"]
+
+
+def test_no_store_is_an_empty_one(tmp_path):
+    assert read_cache(tmp_path / "none") == []
+
+
+def test_eviction_removes_and_says_what_it_removed(store):
+    small, large = publish(store, "small.acme", 100), publish(store, "large.acme", 100_000)
+    stayed, left = evict(store.root, 50_000, Savings())
+    assert ([one.name for one in stayed], [one.name for one in left]) == (["acme/small.acme"], ["acme/large.acme"])
+    assert small.path.exists()
+    assert not large.path.exists()
+
+
+def test_a_disks_pace_is_measured_and_leaves_nothing(tmp_path):
+    assert disk_bytes_per_s(tmp_path) > 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert disk_bytes_per_s(tmp_path / "file") == 0
