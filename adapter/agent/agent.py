@@ -235,7 +235,7 @@ class Agent:
             if uid not in self._listening:
                 pod, intent = pods[uid], self._intents[uid]
                 container = pod.container(_main(pod, intent)) if intent else None
-                if container is not None:
+                if container is not None and container.runs:
                     self._meter.move(uid, starts.phase_of(container), moment.boot_ns)
 
     def _forget(self, pods: Mapping[str, Pod]) -> None:

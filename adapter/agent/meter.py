@@ -140,7 +140,7 @@ class Meter:
     def move(self, pod: str, phase: LeasePhase, at_ns: int) -> None:
         """Every lease of the pod is in `phase` since then. One that drains comes up no more."""
         for lease in self._of(pod):
-            if lease.phase is not LeasePhase.DRAINING:
+            if lease.phase not in (phase, LeasePhase.DRAINING):
                 lease.move_to(phase, at_ns)
 
     def busy(self, pod: str, counter_ns: int, now_ns: int) -> None:
