@@ -19,6 +19,7 @@ from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView
 from adapter.controller.metrics import ControllerMetrics, InformerCollector, new_registry
 from adapter.controller.reconcilers import Reconciler, Reconcilers
+from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,12 @@ class Surroundings:
 
 def make_reconcilers(around: Surroundings) -> Sequence[Reconciler]:
     """All that the leader does."""
+    snapshots = SnapshotTaker(around.api, around.view.namespaces, around.events)
+    around.caches.extend(cache.run() for cache in snapshots.caches)
     return [
         CertificateKeeper(around.api),
         UnplacedPods(around.view, around.events, around.metrics),
+        snapshots,
     ]
 
 
