@@ -19,6 +19,7 @@ from adapter.replica import TASK_SNAPSHOT
 
 logger = logging.getLogger(__name__)
 
+_FORBIDDEN = "forbidden"
 _TAKEN, _NOT_TAKEN = "SnapshotTaken", "SnapshotNotTaken"
 
 
@@ -89,7 +90,7 @@ class SnapshotTaker:
         except Conflict:
             return True  # whoever led before made it
         except AdapterError as error:
-            if error.code != "forbidden":
+            if error.code != _FORBIDDEN:
                 raise
             why = f"No snapshot {intent.need.snapshot} on {node}: its pod is not allowed there. {error.why}"
             await self._events.say(reference_to(pod), _NOT_TAKEN, why)
@@ -113,7 +114,11 @@ class SnapshotTaker:
         """On the replica it was taken for, whether it is still there or not."""
         about = {"apiVersion": "v1", "kind": "Pod", "namespace": taking.namespace, "name": taking.for_pod}
         reason = _TAKEN if taking.worked else _NOT_TAKEN
-        await self._events.say(about, reason, taking.news, is_warning=not taking.worked)
+        try:
+            await self._events.say(about, reason, taking.news, is_warning=not taking.worked)
+        except AdapterError as error:
+            if error.code != _FORBIDDEN:  # its namespace is ending: nobody is left to tell
+                raise
 
     async def _delete(self, taking: Taking) -> None:
         try:

@@ -18,6 +18,8 @@ from adapter.units import format_duration, format_size
 
 RETRY_S = 3600.0
 """After a snapshot that failed the same function is left alone on that node: what hindered seldom passes sooner."""
+_SEEN_S = 60.0
+"""An agent writes what it has seen within ten seconds; until then what was taken may still be called due."""
 _UNSCHEDULED_S = 600.0
 """A pod that found no place for so long is given up: it is counted as failed."""
 _ACTIVE = frozenset({"Pending", "Running", "Unknown"})
@@ -84,18 +86,24 @@ class Step:
 
 
 def next_step(due: Iterable[Due], takings: Iterable[Taking], now_s: float) -> Step:
-    """For one node. What worked is cleared away, what failed is kept as long as it keeps others from trying again."""
-    takings = sorted(takings, key=lambda taking: taking.name)
+    """For one node. What is over is kept as long as it keeps others from trying the same again: what failed for
+    `RETRY_S`, what worked until the node's agent has seen it and says that nothing is due there any more."""
+    due, takings = set(due), sorted(takings, key=lambda taking: taking.name)
     active = [taking for taking in takings if not taking.is_over]
     stuck = [t for t in active if t.phase == "Pending" and not t.node and now_s - t.began_at_s >= _UNSCHEDULED_S]
-    failed = [taking for taking in takings if taking.is_over and not taking.worked]
-    old = [taking for taking in failed if now_s - taking.ended_at_s >= RETRY_S]
-    deadlines = [taking.ended_at_s + RETRY_S for taking in failed if taking not in old]
+    waited_for = {item.namespace for item in due}
+    until_s = {
+        taking: taking.ended_at_s + (_SEEN_S if taking.worked and taking.namespace not in waited_for else RETRY_S)
+        for taking in takings
+        if taking.is_over
+    }
+    old = [taking for taking, end_s in until_s.items() if now_s >= end_s]
+    deadlines = [end_s for taking, end_s in until_s.items() if taking not in old]
     deadlines += [t.began_at_s + _UNSCHEDULED_S for t in active if t.phase == "Pending" and t not in stuck]
     return Step(
-        clear=tuple(taking for taking in takings if taking.worked or taking in old),
+        clear=tuple(old),
         give_up=tuple(stuck),
-        take=() if active else tuple(sorted(set(due), key=lambda item: (item.namespace, item.pod))),
+        take=() if active else tuple(sorted(due, key=lambda item: (item.namespace, item.pod))),
         again_s=max(1.0, min(deadlines) - now_s) if deadlines else None,
     )
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adapter.controller.snapshots import RETRY_S, Due, Taking, due_of, next_step, taking_of
+from adapter.controller.snapshots import RETRY_S, Due, Step, Taking, due_of, next_step, taking_of
 
 EMBED, CHAT = Due("team-a", "embed-1"), Due("team-b", "chat-1")
 
@@ -33,10 +33,16 @@ def test_a_node_takes_one_at_a_time(phase):
     assert next_step([EMBED], [taking(phase=phase)], 0.0).take == ()
 
 
-def test_what_worked_is_cleared_away_and_the_next_begins():
+def test_what_worked_is_cleared_away_once_its_agent_has_seen_it():
     done = taking(phase="Succeeded")
-    step = next_step([CHAT], [done], 5.0)
-    assert (step.clear, step.take, step.again_s) == ((done,), (CHAT,), None)
+    assert next_step([CHAT], [done], 59.0) == Step(take=(CHAT,), again_s=1.0)
+    assert next_step([CHAT], [done], 60.0) == Step(clear=(done,), take=(CHAT,))
+
+
+def test_what_worked_and_is_still_called_due_is_not_taken_again_and_again():
+    done = taking(phase="Succeeded")
+    assert next_step([EMBED], [done], 60.0).clear == ()
+    assert next_step([EMBED], [done], RETRY_S).clear == (done,)
 
 
 def test_what_failed_stays_until_it_may_be_tried_again():
