@@ -382,5 +382,3 @@ def test_removal_takes_everything_but_functions(installed):
         assert installed.kubectl("get", kind, "--selector=app.kubernetes.io/part-of=gpufn", "--output=name") == "", kind
     assert "gpufn" not in installed.kubectl("get", "crds", "--output=name")
     assert installed.get("deployment", "f", "--namespace", FUNCTIONS)["metadata"]["uid"] == uid
-    # And nothing stands in the way of the next installation.
-    installed.kubectl("apply", overlay("both"))
