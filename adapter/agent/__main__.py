@@ -47,7 +47,8 @@ def prepare_node(settings: AgentSettings) -> str:
         write_whole(profile, json.dumps(seccomp.profile()).encode())
         profile.chmod(0o644)
         settings.lent_criu_dir.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        settings.snapshot_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        settings.snapshot_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.snapshot_dir.chmod(0o700)  # the kubelet makes it for all to enter
     except OSError as exc:
         return f"{exc}"
     environ = {**os.environ, **({ENV_CRIU: settings.criu} if settings.criu else {})}

@@ -18,7 +18,8 @@ from typing import Any
 import aiohttp
 
 from adapter.agent import node, starts
-from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict
+from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, make_folder
+from adapter.agent.due import SnapshotsDue
 from adapter.agent.kubelet import Allocation, Kubelet
 from adapter.agent.meter import Calendar, Meter
 from adapter.agent.metrics import Metrics
@@ -86,6 +87,7 @@ class Agent:
         self._inventory = Inventory(why_not="Nobody has looked yet.")
         self._labels: Mapping[str, str] = {}
         self._savings = Savings()
+        self._due = SnapshotsDue()
         self._cached: list[Cached] = []
         self._offset_ns = 0
         self.changed = asyncio.Event()
@@ -179,8 +181,17 @@ class Agent:
         for uid, pod in pods.items():
             labels = self._namespaces.get(pod.namespace)
             if uid not in self._intents and labels is not None:
-                self._intents[uid] = intent_of(pod, labels)
+                self._intents[uid] = intent = intent_of(pod, labels)
+                if intent is not None and intent.snapshots:
+                    self._make_folder(intent.need.snapshot)
         return {uid: self._intents[uid] for uid in pods if uid in self._intents}
+
+    def _make_folder(self, snapshot: str) -> None:
+        try:
+            make_folder(self._settings.snapshot_dir, snapshot)
+        except (AdapterError, OSError) as error:
+            fields = {"name": snapshot, "why": str(error)}
+            logger.warning("a function can keep no snapshots here", extra={"fields": fields})
 
     def _read_logs(self, pods: Mapping[str, Pod], intents: Mapping[str, Intent | None]) -> dict[str, list[Event]]:
         events = {}
@@ -202,6 +213,7 @@ class Agent:
         """Start records of a pod's new events."""
         if intent is None or not events:
             return
+        self._due.heard(pod, intent, events)
         if any(event.name is EventName.LISTENING for event in events):
             self._listening.add(pod.uid)
         container = pod.container(_main(pod, intent))
@@ -247,6 +259,7 @@ class Agent:
         self._seen_at_ns = {uid: at_ns for uid, at_ns in self._seen_at_ns.items() if uid in there}
         self._told = {uid: at_ns for uid, at_ns in self._told.items() if uid in there}
         self._listening &= there
+        self._due.forget(pods)
         self._meter.forget(pods)
 
     def _noticed(self, _key: str, old: Pod | None, new: Pod | None) -> None:
@@ -330,7 +343,12 @@ class Agent:
                     cache_at = time.monotonic()
                     await self._look_at_cache()
                 status = node.status_of(
-                    self.gpus(), self._inventory, self._cached, disk_bytes_per_s=disk, why_no_restore=why_no_restore
+                    self.gpus(),
+                    self._inventory,
+                    self._cached,
+                    self._due.listed(self._cached),
+                    disk_bytes_per_s=disk,
+                    why_no_restore=why_no_restore,
                 )
                 if status != written:
                     await node.write(self._api, self._settings.node, status, time.time_ns())

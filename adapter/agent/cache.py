@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapter.errors import SnapshotError
 from adapter.records import Rung, StartRecord
-from adapter.snapshot.store import discard, read_snapshot
+from adapter.snapshot.store import Store, discard, read_snapshot
 
 _ASSUMED_SAVING_S = 5.0
 """What a snapshot saves each start that it serves, before that was measured on this node."""
@@ -35,6 +35,7 @@ class Cached:
     key: str
     bytes: int
     used_at_ns: int
+    made_at_ns: int = 0
 
 
 def read_cache(root: Path) -> list[Cached]:
@@ -48,10 +49,21 @@ def read_cache(root: Path) -> list[Cached]:
             snapshot = read_snapshot(path, owner=path.lstat().st_uid)
             if f"{snapshot.tenant}/{snapshot.function}" == name and path.name == f"{snapshot.kind}-{snapshot.key}":
                 size = snapshot.size_bytes
-                found.append(Cached(path, name, snapshot.kind, snapshot.key, size, snapshot.used_at_ns))
+                facts = snapshot.used_at_ns, snapshot.created_at_ns
+                found.append(Cached(path, name, snapshot.kind, snapshot.key, size, *facts))
         except (SnapshotError, OSError):
             continue
     return sorted(found, key=lambda cached: (cached.name, cached.kind, cached.key))
+
+
+def make_folder(root: Path, name: str) -> None:
+    """The folder of a function's snapshots (``tenant/function.namespace``), before its containers have it mounted.
+
+    Whatever user they run as may write there. Nobody else comes that far: the folders above are root's alone. Raises
+    `SnapshotError` for a name that would lead elsewhere, `OSError`.
+    """
+    tenant, _, function = name.partition("/")
+    Store(root).folder(tenant, function).chmod(0o777)
 
 
 @dataclass(slots=True)

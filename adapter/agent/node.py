@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -55,6 +55,7 @@ def status_of(
     gpus: Iterable[Gpu],
     inventory: Inventory,
     cached: Iterable[Cached],
+    due: Sequence[Mapping[str, str]] = (),
     *,
     disk_bytes_per_s: float,
     why_no_restore: str,
@@ -77,6 +78,7 @@ def status_of(
             {"name": one.name, "key": one.key, "bytes": one.bytes, "usedAt": _text(one.used_at_ns)}
             for one in sorted(by_use, key=lambda one: one.name)
         ],
+        "snapshotsDue": [dict(one) for one in due] if not why_no_restore else [],
         "diskBytesPerSecond": float(round(disk_bytes_per_s, -6)),
         "restore": {"works": not why_no_restore, "whyNot": why_no_restore[:_TEXT]},
     }

@@ -18,6 +18,7 @@ from adapter.replica import private_criu
 
 logger = logging.getLogger(__name__)
 
+_ATTRIBUTE = "security.capability"
 _LOADERS = "usr/lib/*/ld-linux*.so.*"
 _CHECKPOINT_RESTORE = 40  # linux/capability.h
 _VFS_CAP_REVISION_2, _VFS_CAP_FLAGS_EFFECTIVE = 0x02000000, 1
@@ -33,18 +34,41 @@ def lend(folder: Path, environ: Mapping[str, str] = os.environ) -> str:
     source = Path(environ.get(ENV_CRIU) or private_criu(environ)).resolve().parent
     if not list(source.glob(_LOADERS)):
         return f"{source} is no private CRIU; make one with: make criu"
-    shutil.rmtree(folder, ignore_errors=True)
+    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("fresh", "old"))
     try:
-        shutil.copytree(source, folder, symlinks=True)
-        for path in (folder, *folder.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o555)
-        for loader in folder.glob(_LOADERS):
-            os.setxattr(loader.resolve(), "security.capability", _file_capability(_CHECKPOINT_RESTORE))
+        for path in (fresh, old):
+            shutil.rmtree(path, ignore_errors=True)
+        _copy(source, fresh)
+        if _files(folder) == _files(fresh):  # restores may be under way with it
+            return ""
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
     except OSError as exc:
-        shutil.rmtree(folder, ignore_errors=True)
         return f"{exc}"
+    finally:
+        for path in (fresh, old):
+            shutil.rmtree(path, ignore_errors=True)
     return ""
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, symlinks=True)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o555)
+    for loader in folder.glob(_LOADERS):
+        os.setxattr(loader.resolve(), _ATTRIBUTE, _file_capability(_CHECKPOINT_RESTORE))
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """What tells one copy from another: mode, size, time and capability of each file."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        facts = path.lstat()
+        right = b"".join(os.getxattr(path, name) for name in os.listxattr(path) if name == _ATTRIBUTE)
+        found[path.relative_to(folder).as_posix()] = facts.st_mode, facts.st_size, facts.st_mtime_ns, right
+    return found
 
 
 def _file_capability(number: int) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, read_cache, to_evict
+from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, make_folder, read_cache, to_evict
+from adapter.errors import SnapshotError
 from adapter.records import Rung, StartRecord
 from adapter.snapshot.store import Store
 
@@ -104,6 +105,20 @@ def test_eviction_removes_and_says_what_it_removed(store):
     assert ([one.name for one in stayed], [one.name for one in left]) == (["acme/small.acme"], ["acme/large.acme"])
     assert small.path.exists()
     assert not large.path.exists()
+
+
+def test_a_functions_folder_can_be_written_by_its_containers_and_reached_by_nobody_else(tmp_path):
+    make_folder(tmp_path / "store", "acme/embed.acme")
+    make_folder(tmp_path / "store", "acme/embed.acme")  # again, as for each pod
+    modes = [(tmp_path / "store" / place).stat().st_mode & 0o777 for place in ("", "acme", "acme/embed.acme")]
+    assert modes == [0o700, 0o700, 0o777]
+
+
+@pytest.mark.parametrize("name", ["../../etc", "acme/../other", "/etc", "acme", "acme/a/b"])
+def test_no_name_leads_out_of_the_store(tmp_path, name):
+    with pytest.raises(SnapshotError):
+        make_folder(tmp_path / "store", name)
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "store"])
 
 
 def test_a_disks_pace_is_measured_and_leaves_nothing(tmp_path):

@@ -25,7 +25,18 @@ def test_its_loader_carries_one_capability_and_everybody_may_run_it(tmp_path, pr
     _, low, _, high, _ = struct.unpack("<5I", os.getxattr(loader, "security.capability"))
     assert (low, high) == (0, 1 << (40 - 32))
     assert loader.stat().st_mode & 0o777 == 0o755
-    assert lend(tmp_path / "lent", private) == ""  # again, over the former one
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files capabilities")
+def test_one_that_is_lent_already_is_left_alone_and_another_takes_its_place(tmp_path, private):
+    assert lend(tmp_path / "lent", private) == ""
+    there = (tmp_path / "lent").stat().st_ino
+    assert lend(tmp_path / "lent", private) == ""
+    assert (tmp_path / "lent").stat().st_ino == there
+    (tmp_path / "data/gpufn/criu/criu").write_text("#!/bin/sh\n# newer\n")
+    assert lend(tmp_path / "lent", private) == ""
+    assert "newer" in (tmp_path / "lent/criu").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "lent"]
 
 
 def test_an_ordinary_user_lends_none_and_is_told_why(tmp_path, private, monkeypatch):
