@@ -17,10 +17,14 @@ from adapter.cluster.health import Health
 from adapter.cluster.serving import served, stop_asked, until
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView
+from adapter.controller.ledger_reader import LedgerReader
 from adapter.controller.metrics import ControllerMetrics, InformerCollector, new_registry
 from adapter.controller.reconcilers import Reconciler, Reconcilers
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
+from adapter.controller.webhook import KnativeDefaults
+from adapter.knative.traffic import LedgerTraffic
+from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of, until_there
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,22 @@ def make_reconcilers(around: Surroundings) -> Sequence[Reconciler]:
         CertificateKeeper(around.api),
         UnplacedPods(around.view, around.events, around.metrics),
         snapshots,
+        _tuner(around),
     ]
+
+
+def _tuner(around: Surroundings) -> Tuner:
+    """Its caches run where there is a Knative; until then it has nothing to do."""
+    api, settings = around.api, KnativeDefaults(around.api)
+    revisions, autoscalers = revisions_of(api), autoscalers_of(api)
+
+    async def run() -> None:
+        await until_there(api)
+        await asyncio.gather(settings.run(), revisions.run(), autoscalers.run())
+
+    around.caches.append(run())
+    traffic = LedgerTraffic(LedgerReader().activity)
+    return Tuner(api, revisions, autoscalers, traffic, defaults=settings.read, nodes=around.view.inventory)
 
 
 async def run_controller(*, probes_port: int) -> None:

@@ -1,35 +1,88 @@
-"""Keeps Knative's Revisions as warm as their functions' traffic is worth, by annotations of Revisions.
+"""Keeps Knative's Revisions as warm as their functions' traffic is worth, by annotations that make no new Revision.
 
-No Revision appears by that, and no pod is replaced: Knative leaves a Revision's autoscaling annotations out of its
-pods. From version 1.21 on it copies them to the Revision's PodAutoscaler itself; before, it does so when it makes one,
-and reads that alone afterwards. So the PodAutoscaler is told as well, and first: what is on the Revision is done.
+Where they have to be depends on Knative. Since 1.21 a Revision's autoscaling annotations are copied to its PodAutoscaler
+whenever they change, whatever else is there is taken away, and pods do not get them. Before, the PodAutoscaler gets them
+once, when it is made, and pods get them too, so that one on the Revision would replace every pod. So a Knative from 1.21
+on is told on Revisions, an older one on PodAutoscalers, and one that does not say how old it is on PodAutoscalers until
+it takes that away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
-from adapter.cluster.resources import KNATIVE_POD_AUTOSCALERS, KNATIVE_REVISIONS
-from adapter.errors import NotFound
-from adapter.knative.autoscaling import MIN_SCALE, Defaults, said
+from adapter.cluster.json_parts import object_in
+from adapter.cluster.resources import CONFIG_MAPS, KNATIVE_POD_AUTOSCALERS, KNATIVE_REVISIONS
+from adapter.errors import AdapterError, NotFound
+from adapter.knative.autoscaling import MIN_SCALE, Defaults
 from adapter.knative.traffic import LedgerTraffic
-from adapter.knative.tuning import TUNED, Revision, Traffic, Tuning, read_revision, release, traffic_of, tune
+from adapter.knative.tuning import (
+    Autoscaler,
+    Revision,
+    Traffic,
+    Tuning,
+    kept_by,
+    read_autoscaler,
+    read_revision,
+    release,
+    traffic_of,
+    tune,
+)
 from adapter.policy.placement import Need, Node, place
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 60.0
 """How often a Revision is looked at while nothing happens to it."""
+_LOOK_FOR_KNATIVE_S = 300.0
+_ASK_VERSION_S = 600.0
+_VERSION_LABEL = "app.kubernetes.io/version"
+SERVING_NAMESPACE = "knative-serving"
+
+
+async def until_there(api: Api) -> None:
+    """Returns once the cluster has Knative Serving, which may be installed later than we are."""
+    while True:
+        try:
+            await api.get(f"/apis/{KNATIVE_REVISIONS.api_version}")
+            return
+        except NotFound:
+            await asyncio.sleep(_LOOK_FOR_KNATIVE_S)
+        except AdapterError:
+            await asyncio.sleep(_LOOK_S)
 
 
 def revisions_of(api: Api) -> Informer[Revision]:
     """A cache of the Revisions that are ours, for a `Tuner`."""
     return Informer(api, KNATIVE_REVISIONS.path(), read_revision)
+
+
+def autoscalers_of(api: Api) -> Informer[Autoscaler]:
+    """A cache of all PodAutoscalers, for a `Tuner`."""
+    return Informer(api, KNATIVE_POD_AUTOSCALERS.path(), read_autoscaler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What an autoscaler was told last, and its version since then."""
+
+    uid: str
+    version: int
+    annotations: frozenset[str]
+
+    def is_undone(self, now: Autoscaler) -> bool:
+        """Somebody took all of it away again."""
+        is_later = now.uid == self.uid and now.version > self.version
+        return is_later and bool(self.annotations) and self.annotations.isdisjoint({*now.ours, *now.theirs})
 
 
 class Tuner:
@@ -42,21 +95,27 @@ class Tuner:
         self,
         api: Api,
         revisions: Informer[Revision],
+        autoscalers: Informer[Autoscaler],
         traffic: LedgerTraffic,
         *,
         defaults: Callable[[], Defaults],
         nodes: Callable[[], Iterable[Node]],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._api, self._revisions, self._traffic = api, revisions, traffic
+        self._api, self._revisions, self._autoscalers, self._traffic = api, revisions, autoscalers, traffic
         self._defaults, self._nodes, self._clock_ns = defaults, nodes, clock_ns
+        self._told: dict[str, _Told] = {}
+        self._copies: bool | None = None
+        """Knative copies from Revisions what changes; None: not known."""
+        self._asked_at = -math.inf
 
     def start(self, changed: Callable[[str], None]) -> None:
-        def handle(key: str, _old: Revision | None, new: Revision | None) -> None:
+        def handle(key: str, _old: object, new: object) -> None:
             if new is not None:
                 changed(key)
 
         self._revisions.on_change(handle)
+        self._autoscalers.on_change(handle)
 
     def all_keys(self) -> Iterable[str]:
         return self._revisions.snapshot().keys()
@@ -64,12 +123,20 @@ class Tuner:
     async def reconcile(self, key: str) -> float | None:
         revision = self._revisions.get(key)
         if revision is None:
+            self._told.pop(key, None)
             return None
+        await self._ask_version()
+        autoscaler = self._autoscalers.get(key)
+        if self._copies is None and autoscaler is not None and self._is_undone(key, autoscaler):
+            self._copies = True
+        if not self._copies:
+            if autoscaler is None:
+                return None  # until it is made
+            revision = kept_by(autoscaler, revision)
         activity = await self._traffic.of(revision.namespace, revision.function)
-        traffic = traffic_of(activity, self._clock_ns())
-        found = self._found(revision, traffic)
+        found = self._found(revision, traffic_of(activity, self._clock_ns()))
         if dict(found.annotations) != dict(revision.ours):
-            await self._set(revision, found)
+            await self._set(key, revision, found, None if self._copies else autoscaler)
         if not revision.is_routed:
             return None
         return _LOOK_S if found.again_s is None else min(_LOOK_S, found.again_s)
@@ -83,30 +150,53 @@ class Tuner:
             return tune(revision, traffic, defaults)
         return found
 
-    async def _set(self, revision: Revision, found: Tuning) -> None:
-        await self._tell_autoscaler(revision, found.annotations)
-        body = KNATIVE_REVISIONS.body(
-            revision.name,
-            revision.namespace,
-            metadata={"annotations": dict(found.annotations), "uid": revision.uid},  # of no other, and none made anew
+    async def _set(self, key: str, revision: Revision, found: Tuning, autoscaler: Autoscaler | None) -> None:
+        """On the autoscaler, or on the Revision where that is None."""
+        resource, uid = (
+            (KNATIVE_REVISIONS, revision.uid) if autoscaler is None else (KNATIVE_POD_AUTOSCALERS, autoscaler.uid)
         )
-        await self._api.apply(KNATIVE_REVISIONS.path(revision.namespace, revision.name), body)
-        fields = {
-            "revision": f"{revision.namespace}/{revision.name}",
-            "was": dict(revision.ours),
-            "is": dict(found.annotations),
-            "why": found.reason,
-        }
-        logger.info("a revision is kept warm otherwise", extra={"fields": fields})
+        # The uid: what has been made anew under this name is not ours to change, and nothing is made by this.
+        metadata = {"annotations": dict(found.annotations), "uid": uid}
+        body = resource.body(revision.name, revision.namespace, metadata=metadata)
+        after = await self._api.apply(resource.path(revision.namespace, revision.name), body)
+        if autoscaler is not None:
+            version = str(after["metadata"].get("resourceVersion", ""))
+            self._told[key] = _Told(uid, int(version) if version.isdecimal() else 0, frozenset(found.annotations))
+        fields = {"revision": key, "on": resource.kind, "was": dict(revision.ours), "is": dict(found.annotations)}
+        logger.info("a revision is kept warm otherwise", extra={"fields": {**fields, "why": found.reason}})
 
-    async def _tell_autoscaler(self, revision: Revision, annotations: Mapping[str, str]) -> None:
-        """All that we ever set, but what the user has: also what is to go."""
-        own: dict[str, Any] = {key: annotations.get(key) for key in TUNED if said(revision.theirs, key) is None}
-        path = KNATIVE_POD_AUTOSCALERS.path(revision.namespace, revision.name)
+    def _is_undone(self, key: str, autoscaler: Autoscaler) -> bool:
+        told = self._told.get(key)
+        if told is None or not told.is_undone(autoscaler):
+            return False
+        logger.info("this Knative takes keep-alives from Revisions", extra={"fields": {"seen_at": key}})
+        return True
+
+    async def _ask_version(self) -> None:
+        """Whether it copies. Asked again from time to time: it may be another one by then."""
+        now = time.monotonic()
+        if now - self._asked_at < _ASK_VERSION_S:
+            return
+        self._asked_at = now
+        path = CONFIG_MAPS.path(SERVING_NAMESPACE)
         try:
-            await self._api.patch(path, {"metadata": {"annotations": own}})
-        except NotFound:
-            pass  # Knative has not made it yet, and will make it of the Revision
+            found = await self._api.list(path, _version_said, field_selector="metadata.name=config-autoscaler")
+        except AdapterError as error:
+            logger.info("Knative's version is not known", extra={"fields": {"why": error.why or error.message}})
+            return
+        copies = copies_since(found.items[0]) if found.items else None
+        if copies is not None:
+            self._copies = copies
+
+
+def _version_said(value: dict[str, Any]) -> str:
+    return str(object_in(object_in(value, "metadata"), "labels").get(_VERSION_LABEL, ""))
+
+
+def copies_since(version: str) -> bool | None:
+    """Whether a Knative of this version copies what changes on Revisions; None where the version is no number."""
+    match = re.match(r"v?([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", version)
+    return None if match is None else (int(match[1]), int(match[2])) >= (1, 21)
 
 
 def has_spare(need: Need, nodes: Iterable[Node]) -> bool:

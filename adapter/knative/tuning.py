@@ -8,7 +8,7 @@ on the Revision or in the template that it came from, is never ours to change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +90,37 @@ def read_revision(value: Mapping[str, Any]) -> Revision | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Autoscaler:
+    """A Revision's PodAutoscaler, which has its name. `version` grows with each change; `ours` and `theirs` are of
+    the annotations in `TUNED`."""
+
+    uid: str
+    version: int
+    theirs: Mapping[str, str] = field(default_factory=dict)
+    ours: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_autoscaler(value: Mapping[str, Any]) -> Autoscaler | None:
+    """None where it is being deleted."""
+    metadata = object_in(value, "metadata")
+    if metadata.get("deletionTimestamp"):
+        return None
+    owned, annotations = _set_by_us(metadata), object_in(metadata, "annotations")
+    version = str(metadata.get("resourceVersion", ""))
+    return Autoscaler(
+        uid=str(metadata.get("uid", "")),
+        version=int(version) if version.isdecimal() else 0,
+        theirs={key: annotations[key] for key in TUNED if key in annotations and key not in owned},
+        ours={key: annotations[key] for key in TUNED if key in annotations and key in owned},
+    )
+
+
+def kept_by(autoscaler: Autoscaler, revision: Revision) -> Revision:
+    """The Revision, where ours is on its autoscaler: what is on itself is not."""
+    return replace(revision, ours=autoscaler.ours, theirs={**revision.theirs, **revision.ours, **autoscaler.theirs})
+
+
 def _set_by_us(metadata: Mapping[str, Any]) -> frozenset[str]:
     """Whoever else writes one of them takes it from us: then it is theirs."""
     found = set()
@@ -126,7 +157,7 @@ def traffic_of(activity: Activity | None, now_ns: int) -> Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """`annotations` are all that are to be ours on the Revision. `again_s`: seconds until time alone may change that;
+    """`annotations` are all that are to be ours. `again_s`: seconds until time alone may change that;
     None: it does not. `reason` is for people."""
 
     annotations: Mapping[str, str]

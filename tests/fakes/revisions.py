@@ -1,6 +1,6 @@
 """Revisions of Knative as the API server shows them to the tuner; tests/cluster has real ones."""
 
-from adapter.knative.tuning import read_revision
+from adapter.knative.tuning import read_autoscaler, read_revision
 
 
 def revision_json(annotations=None, ours=None, *, state="active", manager="gpufn", limits=None):
@@ -27,5 +27,13 @@ def revision_json(annotations=None, ours=None, *, state="active", manager="gpufn
 
 def revision(annotations=None, ours=None, **more):
     found = read_revision(revision_json(annotations, ours, **more))
+    assert found is not None
+    return found
+
+
+def autoscaler(theirs=None, ours=None, *, version=5):
+    value = revision_json(theirs, ours)
+    value["metadata"] |= {"uid": "u-2", "resourceVersion": str(version)}
+    found = read_autoscaler(value)
     assert found is not None
     return found

@@ -5,39 +5,45 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapter.errors import Conflict, NotFound, Unavailable
+from adapter.errors import Conflict, Unavailable
 from adapter.knative.autoscaling import MIN_SCALE, RETENTION, WINDOW, Defaults
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, has_spare
-from adapter.knative.tuning import read_revision
 from adapter.policy.activity import Activity
 from adapter.policy.placement import Need, Node, Offer
 from adapter.records import Rung
-from tests.fakes.revisions import revision, revision_json
+from tests.fakes.revisions import autoscaler, revision
 
 S = 10**9
 NOW_NS = 10**6 * S
 KEY = "team/embed-00001"
 
 
-class Writes:
-    """What would be written; `fails` is raised instead, once, at the path that it names."""
+class Cluster:
+    """A Knative of one `version`, with one Revision and its autoscaler; `fails` is raised by the next write."""
 
-    def __init__(self, fails=None):
-        self.done, self._fails = [], dict(fails or {})
+    def __init__(self, found=None, scaler=None, version="devel", fails=None):
+        self.revisions = {KEY: found} if found else {}
+        self.autoscalers = {KEY: scaler} if scaler else {}
+        self.written, self._version, self._fails = [], version, fails
 
-    async def patch(self, path, body):
-        self._write("patch", path, body)
+    async def list(self, path, project, *, field_selector):
+        assert (path, field_selector) == (
+            "/api/v1/namespaces/knative-serving/configmaps",
+            "metadata.name=config-autoscaler",
+        )
+        if self._version is None:
+            raise Unavailable("Nobody may ask.")
+        labels = {"app.kubernetes.io/version": self._version}
+        return SimpleNamespace(items=[project({"metadata": {"labels": labels}})])
 
     async def apply(self, path, body):
-        self._write("apply", path, body)
-
-    def _write(self, how, path, body):
-        for part, error in list(self._fails.items()):
-            if part in path:
-                del self._fails[part]
-                raise error
-        self.done.append((how, path, body))
+        if self._fails is not None:
+            error, self._fails = self._fails, None
+            raise error
+        kind = path.split("/")[-2]
+        self.written.append((kind, body["metadata"]["uid"], body["metadata"]["annotations"]))
+        return {"metadata": {"resourceVersion": "7"}}
 
 
 def busy(*spans, wake_s=5.0):
@@ -49,81 +55,122 @@ def busy(*spans, wake_s=5.0):
 EVERY_40_S = busy(*((-1000 + 50 * n, -990 + 50 * n) for n in range(20)))
 
 
-def tuner(found, writes, answer=(EVERY_40_S,), nodes=()):
+def tuner(cluster, answer=(EVERY_40_S,), nodes=()):
     async def ask(_since_ns):
         if isinstance(answer, Exception):
             raise answer
         return list(answer)
 
-    cached = {KEY: found} if found else {}
-    revisions = SimpleNamespace(get=cached.get, snapshot=lambda: cached, on_change=lambda _: None)
+    def cache(found):
+        return SimpleNamespace(get=found.get, snapshot=lambda: found, on_change=lambda _: None)
+
     traffic = LedgerTraffic(ask, clock_ns=lambda: NOW_NS)
-    return Tuner(writes, revisions, traffic, defaults=Defaults, nodes=lambda: nodes, clock_ns=lambda: NOW_NS)
+    return Tuner(
+        cluster, cache(cluster.revisions), cache(cluster.autoscalers), traffic,
+        defaults=Defaults, nodes=lambda: nodes, clock_ns=lambda: NOW_NS,
+    )  # fmt: skip
 
 
-def reconciled(found, writes, **more):
-    return asyncio.run(tuner(found, writes, **more).reconcile(KEY))
+def reconciled(cluster, **more):
+    return asyncio.run(tuner(cluster, **more).reconcile(KEY))
 
 
-def test_the_autoscaler_is_told_before_the_revision():
-    writes = Writes()
-    assert reconciled(revision(), writes) == 60.0
-    (told, autoscaler, merge), (applied, path, body) = writes.done
-    assert (told, applied) == ("patch", "apply")
-    assert autoscaler.endswith("/namespaces/team/podautoscalers/embed-00001")
-    assert path.endswith("/namespaces/team/revisions/embed-00001")
-    assert body["metadata"] == {
-        "name": "embed-00001", "namespace": "team", "uid": "u-1",
-        "annotations": {WINDOW: merge["metadata"]["annotations"][WINDOW]},
-    }  # fmt: skip
-    assert merge["metadata"]["annotations"][RETENTION] is None
+@pytest.mark.parametrize(
+    ("version", "kind", "uid"),
+    [
+        ("1.21.0", "revisions", "u-1"),
+        ("v1.22.1", "revisions", "u-1"),
+        ("2.0", "revisions", "u-1"),
+        ("1.20.3", "podautoscalers", "u-2"),
+        ("devel", "podautoscalers", "u-2"),
+        (None, "podautoscalers", "u-2"),
+    ],
+)
+def test_a_knative_is_told_where_it_listens_and_rolls_nothing_out(version, kind, uid):
+    cluster = Cluster(revision(), autoscaler(), version)
+    assert reconciled(cluster) == 60.0
+    ((written, of, annotations),) = cluster.written
+    assert (written, of) == (kind, uid)
+    assert set(annotations) == {WINDOW}
 
 
-def test_what_is_as_it_should_be_is_not_written_again():
-    first = Writes()
-    reconciled(revision(), first)
-    writes = Writes()
-    reconciled(revision(ours=first.done[-1][2]["metadata"]["annotations"]), writes)
-    assert writes.done == []
+def test_a_knative_of_unknown_age_that_takes_it_away_again_is_told_on_revisions():
+    cluster = Cluster(revision(), autoscaler(version=5))
+    tuned = tuner(cluster)
+    asyncio.run(tuned.reconcile(KEY))
+    asyncio.run(tuned.reconcile(KEY))  # the cache does not know of it yet
+    assert [kind for kind, _, _ in cluster.written] == ["podautoscalers", "podautoscalers"]
+    cluster.autoscalers[KEY] = autoscaler(version=8)
+    asyncio.run(tuned.reconcile(KEY))
+    assert [kind for kind, _, _ in cluster.written] == ["podautoscalers", "podautoscalers", "revisions"]
 
 
-def test_what_the_user_set_is_not_even_named():
-    writes = Writes()
-    reconciled(revision({WINDOW: "10s"}), writes)
-    assert WINDOW not in str(writes.done)
+def test_a_knative_that_is_known_to_be_old_is_never_told_on_revisions():
+    cluster = Cluster(revision(), autoscaler(version=5), "1.15.2")
+    tuned = tuner(cluster)
+    asyncio.run(tuned.reconcile(KEY))
+    cluster.autoscalers[KEY] = autoscaler(version=8)
+    asyncio.run(tuned.reconcile(KEY))
+    assert {kind for kind, _, _ in cluster.written} == {"podautoscalers"}
 
 
-def test_an_autoscaler_that_is_not_made_yet_is_no_failure():
-    writes = Writes({"podautoscalers": NotFound("none")})
-    reconciled(revision(), writes)
-    assert [how for how, _, _ in writes.done] == ["apply"]
+def test_a_user_who_writes_over_ours_has_not_taken_it_away():
+    cluster = Cluster(revision(), autoscaler(version=5))
+    tuned = tuner(cluster)
+    asyncio.run(tuned.reconcile(KEY))
+    cluster.autoscalers[KEY] = autoscaler({WINDOW: "33s", RETENTION: "5s"}, version=8)
+    asyncio.run(tuned.reconcile(KEY))
+    assert [kind for kind, _, _ in cluster.written] == ["podautoscalers"]
 
 
-@pytest.mark.parametrize("at", ["podautoscalers", "revisions"])
-def test_what_failed_half_way_is_done_whole_the_next_time(at):
-    writes = Writes({at: Conflict("not now")})
+@pytest.mark.parametrize("version", ["1.15.2", "1.21.0"])
+def test_what_is_as_it_should_be_is_not_written_again(version):
+    first = Cluster(revision(), autoscaler(), version)
+    reconciled(first)
+    ours = first.written[-1][2]
+    again = Cluster(revision(ours=ours if version == "1.21.0" else None), autoscaler(ours=ours), version)
+    reconciled(again)
+    assert again.written == []
+
+
+@pytest.mark.parametrize("version", ["1.15.2", "1.21.0"])
+def test_what_the_user_set_is_not_even_named(version):
+    cluster = Cluster(revision({WINDOW: "10s"}), autoscaler({WINDOW: "10s"}), version)
+    reconciled(cluster)
+    assert WINDOW not in str(cluster.written)
+
+
+def test_an_autoscaler_that_is_not_made_yet_is_waited_for():
+    cluster = Cluster(revision())
+    assert reconciled(cluster) is None
+    assert cluster.written == []
+
+
+def test_what_failed_is_done_the_next_time():
+    cluster = Cluster(revision(), autoscaler(), fails=Conflict("not now"))
+    tuned = tuner(cluster)
     with pytest.raises(Conflict):
-        reconciled(revision(), writes)
-    before = len(writes.done)
-    reconciled(revision(), writes)
-    assert [how for how, _, _ in writes.done[before:]] == ["patch", "apply"]
+        asyncio.run(tuned.reconcile(KEY))
+    asyncio.run(tuned.reconcile(KEY))
+    assert len(cluster.written) == 1
 
 
 def test_a_revision_that_is_not_there_any_more_is_nothing_to_do():
-    assert reconciled(None, Writes()) is None
+    assert reconciled(Cluster()) is None
 
 
 def test_a_revision_that_lost_its_traffic_is_let_go_once_and_looked_at_no_more():
-    writes = Writes()
-    assert reconciled(revision(ours={WINDOW: "20s"}, state="reserve"), writes) is None
-    assert writes.done[-1][2]["metadata"]["annotations"] == {}
+    ours = {WINDOW: "20s"}
+    cluster = Cluster(revision(state="reserve"), autoscaler(ours=ours))
+    assert reconciled(cluster) is None
+    assert cluster.written[-1][2] == {}
 
 
 @pytest.mark.parametrize("ours", [{}, {RETENTION: "33s"}])
 def test_while_the_ledger_is_down_nothing_is_written(ours):
-    writes = Writes()
-    assert reconciled(revision(ours=ours), writes, answer=Unavailable("down")) == 60.0
-    assert writes.done == []
+    cluster = Cluster(revision(), autoscaler(ours=ours))
+    assert reconciled(cluster, answer=Unavailable("down")) == 60.0
+    assert cluster.written == []
 
 
 def gpus(free):
@@ -133,20 +180,21 @@ def gpus(free):
 @pytest.mark.parametrize(("free", "warm"), [(2, True), (1, False), (0, False)])
 def test_nothing_is_woken_ahead_onto_the_last_free_gpu(free, warm):
     hourly = busy(*((-3600 * n + 5, -3600 * n + 15) for n in range(40, 0, -1)), wake_s=20.0)  # due in 5 s
-    writes = Writes()
-    reconciled(revision(), writes, answer=[hourly], nodes=[gpus(free)])
-    assert any(MIN_SCALE in body["metadata"]["annotations"] for how, _, body in writes.done if how == "apply") is warm
+    cluster = Cluster(revision(), autoscaler())
+    reconciled(cluster, answer=[hourly], nodes=[gpus(free)])
+    assert any(MIN_SCALE in annotations for _, _, annotations in cluster.written) is warm
 
 
 def test_a_function_without_a_gpu_takes_none():
     assert has_spare(Need("f"), ())
 
 
-def test_a_change_of_a_revision_is_its_key():
+def test_a_change_of_a_revision_or_of_its_autoscaler_is_its_key():
     handlers, changed = [], []
-    tuned = tuner(revision(), Writes())
-    tuned._revisions.on_change = handlers.append
+    tuned = tuner(Cluster(revision()))
+    tuned._revisions.on_change = tuned._autoscalers.on_change = handlers.append
     tuned.start(changed.append)
-    handlers[0](KEY, None, read_revision(revision_json()))
-    handlers[0](KEY, read_revision(revision_json()), None)
-    assert changed == [KEY]
+    for handle in handlers:
+        handle(KEY, None, autoscaler())
+        handle(KEY, autoscaler(), None)
+    assert changed == [KEY, KEY]
