@@ -36,7 +36,8 @@ _TRUSTED_ATTEMPTS = 4
 class Rhythm:
     """How an informer's times go. Each is shortened by a random tenth, so that informers part.
 
-    `silence_s`: a watch without an event or a bookmark for so long is dead; bookmarks come once a minute.
+    `silence_s`: a watch without an event or a bookmark for so long is dead; bookmarks come once a minute. `absent_s`: how often is looked for an
+    optional kind that is not there.
     """
 
     watch_s: float = 300.0
@@ -44,6 +45,7 @@ class Rhythm:
     resync_s: float = 600.0
     first_pause_s: float = 0.5
     pause_limit_s: float = 30.0
+    absent_s: float = 60.0
 
 
 USUAL = Rhythm()
@@ -72,15 +74,17 @@ class Informer(Generic[T]):
         *,
         label_selector: str = "",
         field_selector: str = "",
+        optional: bool = False,
         rhythm: Rhythm = USUAL,
     ) -> None:
+        """`optional`: where there is no such kind, or we may not see it, there are none; looked for now and then."""
         self.path = path
         self.synced = asyncio.Event()
         """Set when the first list is in the cache."""
         self.lists = self.failures = 0
         self._api, self._project = api, project
         self._label_selector, self._field_selector = label_selector, field_selector
-        self._rhythm = rhythm
+        self._optional, self._rhythm = optional, rhythm
         self._handlers: list[Handler[T]] = []
         self._values: dict[str, T] = {}
         self._snapshot: Mapping[str, T] | None = None
@@ -126,6 +130,10 @@ class Informer(Generic[T]):
                 attempt = 0
                 continue
             except AdapterError as exc:
+                if self._optional and not self._version and exc.code in {"not-found", "forbidden"}:
+                    self._none()
+                    await asyncio.sleep(a_little_less(self._rhythm.absent_s))
+                    continue
                 self._failed(exc)
             except Exception as exc:  # nothing may end the cache of a component that goes on
                 logger.exception("an informer failed", extra={"fields": {"path": self.path}})
@@ -154,13 +162,20 @@ class Informer(Generic[T]):
             self.path, keyed, label_selector=self._label_selector, field_selector=self._field_selector
         )
         self.lists += 1
+        self._take(dict(listing.items))
+        self._version = listing.resource_version
+
+    def _none(self) -> None:
+        if not self.synced.is_set() or self._values:
+            logger.info("there are none of a kind, or none that may be seen", extra={"fields": {"path": self.path}})
+        self._take({})
+
+    def _take(self, found: dict[str, T]) -> None:
         self._heard_at = self._listed_at = time.monotonic()
-        found = dict(listing.items)
         for key in [key for key in self._values if key not in found]:
             self._set(key, None)
         for key, value in found.items():
             self._set(key, value)
-        self._version = listing.resource_version
         self.synced.set()
 
     async def _watch(self) -> None:

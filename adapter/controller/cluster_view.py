@@ -53,7 +53,9 @@ class ClusterView:
     def __init__(self, api: Api, reservations: Reservations | None = None, rhythm: Rhythm = USUAL) -> None:
         self.reservations = Reservations() if reservations is None else reservations
         self.nodes: Informer[Mapping[str, Any]] = Informer(api, NODES.path(), _read_node, rhythm=rhythm)
-        self.gpu_nodes: Informer[AgentFacts] = Informer(api, GPU_NODES.path(), _read_gpu_node, rhythm=rhythm)
+        self.gpu_nodes: Informer[AgentFacts] = Informer(
+            api, GPU_NODES.path(), _read_gpu_node, optional=True, rhythm=rhythm
+        )
         self.pods: Informer[PodFacts] = Informer(
             api,
             PODS.path(),

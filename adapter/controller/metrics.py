@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -77,7 +78,7 @@ class ControllerMetrics:
 class InformerCollector(Collector):
     """What each informer knows of its watch, when it is asked."""
 
-    def __init__(self, informers: Iterable[Informer[object]], registry: CollectorRegistry) -> None:
+    def __init__(self, informers: Iterable[Informer[Any]], registry: CollectorRegistry) -> None:
         self._informers = list(informers)
         registry.register(self)
 
@@ -89,10 +90,12 @@ class InformerCollector(Collector):
         )
         lists = CounterMetricFamily("gpufn_watch_lists", "Times that all was listed", labels=label)
         failures = CounterMetricFamily("gpufn_watch_failures", "Times that a list or watch was cut", labels=label)
+        by_resource: dict[str, list[Informer[Any]]] = {}
         for informer in self._informers:
-            resource = [informer.path.rsplit("/", 1)[1]]
-            objects.add_metric(resource, len(informer))
-            silent.add_metric(resource, informer.silent_s)
-            lists.add_metric(resource, informer.lists)
-            failures.add_metric(resource, informer.failures)
+            by_resource.setdefault(informer.path.rsplit("/", 1)[1], []).append(informer)
+        for resource, alike in by_resource.items():
+            objects.add_metric([resource], sum(map(len, alike)))
+            silent.add_metric([resource], max(each.silent_s for each in alike))
+            lists.add_metric([resource], sum(each.lists for each in alike))
+            failures.add_metric([resource], sum(each.failures for each in alike))
         return objects, silent, lists, failures

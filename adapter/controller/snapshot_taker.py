@@ -38,7 +38,7 @@ class SnapshotTaker:
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._api, self._namespaces, self._events, self._clock_s = api, namespaces, events, clock_s
-        self._due: Informer[tuple[Due, ...]] = Informer(api, GPU_NODES.path(), due_of)
+        self._due: Informer[tuple[Due, ...]] = Informer(api, GPU_NODES.path(), due_of, optional=True)
         self._takings: Informer[Taking] = Informer(
             api, PODS.path(), taking_of, label_selector=f"{TASK_LABEL}={TASK_SNAPSHOT}"
         )

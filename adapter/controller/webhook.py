@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from aiohttp import web
 from adapter.cluster.api import Api
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.health import Health
-from adapter.cluster.informer import Informer
-from adapter.cluster.resources import CONFIG_MAPS
 from adapter.cluster.serving import served, stop_asked, until
 from adapter.cluster.tls import ServingTls
 from adapter.controller.admission import Admission, Answer, Review
 from adapter.controller.cluster_view import ClusterView
+from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.metrics import AdmissionMetrics, InformerCollector, new_registry
 from adapter.errors import ConfigError
-from adapter.knative.autoscaling import Defaults
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,6 @@ REVIEW_LIMIT_BYTES = 8 * 2**20
 """The API server takes objects of 3 MB, and a review has two of them."""
 _DRAIN_S = 5.0
 """From when we are told to stop until we do: the API server may not have heard yet that it should ask another."""
-_KNATIVE_NAMESPACE = "knative-serving"
 
 
 def review_app(admission: Admission, metrics: AdmissionMetrics) -> web.Application:
@@ -62,32 +59,6 @@ def review_app(admission: Admission, metrics: AdmissionMetrics) -> web.Applicati
     return app
 
 
-class KnativeDefaults:
-    """What Knative's ConfigMaps say, where there is a Knative that may be asked; else what it comes with."""
-
-    def __init__(self, api: Api) -> None:
-        path = CONFIG_MAPS.path(_KNATIVE_NAMESPACE)
-        self._maps: tuple[Informer[Mapping[str, str]], ...] = tuple(
-            Informer(api, path, lambda value: dict(value.get("data") or {}), field_selector=f"metadata.name={name}")
-            for name in ("config-autoscaler", "config-defaults")
-        )
-        self._read: Defaults | None = None
-        for each in self._maps:
-            each.on_change(self._changed)
-
-    async def run(self) -> None:
-        await asyncio.gather(*(each.run() for each in self._maps))
-
-    def read(self) -> Defaults:
-        if self._read is None:
-            autoscaler, defaults = (next(iter(each.snapshot().values()), {}) for each in self._maps)
-            self._read = Defaults.read(autoscaler, defaults)
-        return self._read
-
-    def _changed(self, *_: object) -> None:
-        self._read = None
-
-
 async def run_webhook(*, port: int, probes_port: int, tls_folder: Path) -> None:
     """Until SIGTERM or SIGINT, and then until the API server asks elsewhere."""
     stop = stop_asked()
@@ -102,7 +73,7 @@ async def run_webhook(*, port: int, probes_port: int, tls_folder: Path) -> None:
         tls.look()
         async with served(health.app(), probes_port), served(reviews, port, tls=tls.context):
             logger.info("serving", extra={"fields": {"port": port, "probes_port": probes_port}})
-            await until(_drained(stop, health), view.run(), knative.run(), tls.watch())
+            await until(_drained(stop, health), view.run(), *(cache.run() for cache in knative.caches), tls.watch())
 
 
 async def _drained(stop: asyncio.Event, health: Health) -> None:

@@ -9,7 +9,6 @@ it takes that away.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -22,7 +21,7 @@ from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
 from adapter.cluster.json_parts import object_in
 from adapter.cluster.resources import CONFIG_MAPS, KNATIVE_POD_AUTOSCALERS, KNATIVE_REVISIONS
-from adapter.errors import AdapterError, NotFound
+from adapter.errors import AdapterError
 from adapter.knative.autoscaling import MIN_SCALE, Defaults
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuning import (
@@ -43,32 +42,19 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 60.0
 """How often a Revision is looked at while nothing happens to it."""
-_LOOK_FOR_KNATIVE_S = 300.0
 _ASK_VERSION_S = 600.0
 _VERSION_LABEL = "app.kubernetes.io/version"
 SERVING_NAMESPACE = "knative-serving"
 
 
-async def until_there(api: Api) -> None:
-    """Returns once the cluster has Knative Serving, which may be installed later than we are."""
-    while True:
-        try:
-            await api.get(f"/apis/{KNATIVE_REVISIONS.api_version}")
-            return
-        except NotFound:
-            await asyncio.sleep(_LOOK_FOR_KNATIVE_S)
-        except AdapterError:
-            await asyncio.sleep(_LOOK_S)
-
-
 def revisions_of(api: Api) -> Informer[Revision]:
     """A cache of the Revisions that are ours, for a `Tuner`."""
-    return Informer(api, KNATIVE_REVISIONS.path(), read_revision)
+    return Informer(api, KNATIVE_REVISIONS.path(), read_revision, optional=True)
 
 
 def autoscalers_of(api: Api) -> Informer[Autoscaler]:
     """A cache of all PodAutoscalers, for a `Tuner`."""
-    return Informer(api, KNATIVE_POD_AUTOSCALERS.path(), read_autoscaler)
+    return Informer(api, KNATIVE_POD_AUTOSCALERS.path(), read_autoscaler, optional=True)
 
 
 @dataclass(frozen=True, slots=True)

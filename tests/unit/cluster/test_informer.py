@@ -213,6 +213,25 @@ def test_a_handler_that_fails_stops_no_other(caplog):
     play(scene)
 
 
+def test_a_kind_that_is_not_there_is_none_until_it_is():
+    async def scene():
+        server = FakeApiServer()
+        async with server.serving(), server.client() as api:
+            await server.put(path("a"), config("1"))
+            for answer in (status(404, "NotFound"), status(403, "Forbidden")):
+                server.next(answer, lists)
+            rhythm = Rhythm(first_pause_s=0.001, pause_limit_s=0.01, absent_s=0.01)
+            informer = Informer(api, ALL, data, optional=True, rhythm=rhythm)
+            task = asyncio.create_task(informer.run())
+            await informer.synced.wait()
+            assert not informer.snapshot()
+            assert informer.healthy
+            await until(lambda: informer.snapshot() == {"ns/a": "1"})
+            task.cancel()
+
+    asyncio.run(scene())
+
+
 def test_a_cache_that_has_never_synced_is_not_healthy():
     async def scene():
         server = FakeApiServer()
