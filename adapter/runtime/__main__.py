@@ -7,6 +7,7 @@ BEGAN_NS = time.monotonic_ns()
 import importlib  # noqa: E402  # the clock starts before anything is imported
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 from typing import NoReturn  # noqa: E402
@@ -19,7 +20,7 @@ from adapter.replica import (  # noqa: E402
     TASK_VARIABLE,
     ReplicaSettings,
 )
-from adapter.runtime.port import listen  # noqa: E402
+from adapter.runtime.port import STOP_SIGNALS, listen  # noqa: E402
 
 _ENTRYPOINT = "adapter.runtime.entrypoint"
 _ORDERS_LIMIT_BYTES = 4 * 2**20
@@ -36,6 +37,8 @@ def main() -> int:
             return 0  # whoever kept us waiting is gone
     if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
         _become_snapshotter(environ)
+    # The first process of a container never sees what comes before it has a handler: it is to wait until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         settings = ReplicaSettings.from_env(environ)
     except AdapterError as error:

@@ -37,7 +37,7 @@ from adapter.runtime.lock_file import LockFile
 from adapter.runtime.loop import Loop
 from adapter.runtime.model_process import ModelProcess
 from adapter.runtime.orders import Birth, Orders, Status, error_of
-from adapter.runtime.port import events_fd, say
+from adapter.runtime.port import STOP_SIGNALS, events_fd, say
 from adapter.runtime.start import Start
 from adapter.snapshot.process import ProcessFacts
 from adapter.spec import read_handler_shape
@@ -127,7 +127,7 @@ class Entrypoint:
         )
         self._front.accept_here(True)
         self._lock_file.write()
-        self._loop.watch_signals((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD), self._on_signals)
+        self._loop.watch_signals((*STOP_SIGNALS, signal.SIGCHLD), self._on_signals)
         self._watch_commands()
         self._listen_for_models()
         self._listen_for_scrapes()
@@ -149,7 +149,7 @@ class Entrypoint:
     def _on_signals(self, numbers: set[int]) -> None:
         if signal.SIGCHLD in numbers:
             self._reap()
-        if numbers & {signal.SIGTERM, signal.SIGINT}:
+        if numbers & set(STOP_SIGNALS):
             self._begin_drain(linger=True)
 
     def _watch_commands(self) -> None:

@@ -8,7 +8,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 Call = Callable[[], object]
@@ -35,13 +35,15 @@ class Loop:
         """Call once, that much later."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_ids), call))
 
-    def watch_signals(self, numbers: Iterable[signal.Signals], call: Callable[[set[int]], object]) -> None:
-        """Call with the numbers of those that came, here and not between two instructions of anything."""
+    def watch_signals(self, numbers: Collection[signal.Signals], call: Callable[[set[int]], object]) -> None:
+        """Call with the numbers of those that came, here and not between two instructions of anything; of those too
+        that were blocked until now."""
         wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, lambda *_: None)
         self.watch(wake_r, lambda: call(set(os.read(wake_r, 512))))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def turn(self) -> None:
         """Wait for what comes first, and do all that is due."""

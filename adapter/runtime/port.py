@@ -6,12 +6,15 @@ What comes before the rest of the entrypoint is imported waits in the kernel's q
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from contextlib import suppress
 
 from adapter.records import Event, EventName
 from adapter.replica import ReplicaSettings
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def listen(settings: ReplicaSettings) -> socket.socket:
