@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, Unavailable
 from adapter.files import remove_tree, write_whole
-from adapter.hosts import Deployment, EventSink, Inventory
+from adapter.hosts import Deployment, EventSink, Inventory, LocalHost
 from adapter.hosts.artifacts import fetch_snapshots
 from adapter.hosts.container_replica import ContainerReplica, Line
 from adapter.hosts.criu import lend
@@ -63,7 +63,7 @@ _IMAGE_SAYS = frozenset({"folder", "python", "weights_dir", "verify_weights", "r
 """Settings that a container has from its image, or needs none of."""
 
 
-class ContainerHost:
+class ContainerHost(LocalHost):
     """See `adapter.hosts.Host`. Make it with `open`, inside a running event loop; close it when done.
 
     `network` is what functions reach the world through: a network of the engine, ``host`` or ``none``.
@@ -474,6 +474,7 @@ class ContainerHost:
             old.unlink(missing_ok=True)
 
     def log_path(self, deployment: Deployment) -> Path:
+        """File of JSON lines ``{"timestamp", "instance", "text"}`` that all replicas of a function append to."""
         return self._state / "logs" / f"{deployment.key}.jsonl"
 
     def kill(self) -> None:

@@ -28,7 +28,7 @@ from typing import Any, TextIO
 
 import adapter
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
-from adapter.hosts import Deployment, EventSink, Inventory
+from adapter.hosts import Deployment, EventSink, Inventory, LocalHost
 from adapter.hosts.capabilities import Trial
 from adapter.hosts.environment import Environments
 from adapter.hosts.folders import FunctionFolders
@@ -54,7 +54,7 @@ _ENVIRONMENT_LIMIT_BYTES = 96 * 1024
 """Of a deployment: no single variable may be larger (MAX_ARG_STRLEN is 128 KiB), and orders never block."""
 
 
-class ProcessHost:
+class ProcessHost(LocalHost):
     """See `adapter.hosts.Host`. Make it inside a running event loop; close it when done.
 
     `envs` and `snapshots` are folders to share with other hosts; `python` is an interpreter to use for every
@@ -200,6 +200,7 @@ class ProcessHost:
             old.unlink(missing_ok=True)
 
     def log_path(self, deployment: Deployment) -> Path:
+        """File of JSON lines ``{"timestamp", "instance", "text"}`` that all replicas of a function append to."""
         return self._state / "logs" / f"{deployment.key}.jsonl"
 
     async def close(self) -> None:

@@ -14,15 +14,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from adapter import __version__
-from adapter.errors import AdapterError, ConfigError
+from adapter.errors import AdapterError, ConfigError, NotFound
 from adapter.hosts import ReplicaState
 from adapter.keys import CALL_ID_HEADER, ERROR_HEADER
 from adapter.openfaas import wire
 from adapter.openfaas.auth import authentication
 from adapter.openfaas.catalog import Entry
+from adapter.openfaas.fleet import Fleet
 from adapter.openfaas.gateway import Gateway
 from adapter.openfaas.invocation import call_id_of, read_invocation
-from adapter.openfaas.logs import LogQuery, read_log
+from adapter.openfaas.logs import LogQuery
 from adapter.openfaas.proxy import METHODS, error_response, error_status
 
 logger = logging.getLogger(__name__)
@@ -101,21 +102,19 @@ class Api:
 
     async def deploy_function(self, request: web.Request) -> web.Response:
         wanted = wire.FunctionDeployment.parse(await request.read())
-        await self._gateway.look(wanted.image)
-        self._gateway.deploy(wanted)
+        await self._gateway.deploy(wanted)
         return web.Response(status=202)
 
     async def update_function(self, request: web.Request) -> web.Response:
         wanted = wire.FunctionDeployment.parse(await request.read())
         self._gateway.catalog.get(wanted.key)  # 404: faas-cli deploys anew
-        await self._gateway.look(wanted.image)
-        self._gateway.deploy(wanted)
+        await self._gateway.deploy(wanted)
         return web.Response(status=202)
 
     async def delete_function(self, request: web.Request) -> web.Response:
         data = wire.parse_object(await request.read())
         namespace = wire.namespace_in({"namespace": data.get("namespace") or request.query.get("namespace")})
-        self._gateway.remove(f"{wire.name_in(data, 'functionName')}.{namespace}")
+        await self._gateway.remove(f"{wire.name_in(data, 'functionName')}.{namespace}")
         return web.Response(status=202)
 
     async def describe_function(self, request: web.Request) -> web.Response:
@@ -137,9 +136,16 @@ class Api:
             available=fleet.available,
             invocations=self._gateway.metrics.answered(key),
             created_at=entry.created_at,
-            note=fleet.status
-            or (f"note: {entry.deployment.without_effect}" if entry.deployment.without_effect else ""),
+            note=self._note(entry, fleet),
         )
+
+    def _note(self, entry: Entry, fleet: Fleet) -> str:
+        """What people should know of it, the most pressing alone."""
+        hindrance = self._gateway.host.hindrance(entry.deployment.key)
+        if fleet.status or hindrance:
+            return fleet.status or f"waiting: {hindrance}"
+        notes = (self._gateway.unkept(entry.deployment), entry.image.note if entry.image is not None else "")
+        return "; ".join(f"note: {note}" for note in notes if note)
 
     # Secrets and namespaces ---------------------------------------------------------------------
 
@@ -148,15 +154,17 @@ class Api:
         if request.method == "GET":
             namespace = request.query.get("namespace") or wire.DEFAULT_NAMESPACE
             catalog.namespace(namespace)  # it names a folder: only one that is known is looked into
-            return web.json_response([{"name": name, "namespace": namespace} for name in catalog.secrets(namespace)])
+            return web.json_response(
+                [{"name": name, "namespace": namespace} for name in await catalog.secrets(namespace)]
+            )
         _allow(request, "GET", "POST", "PUT", "DELETE")
         data = wire.parse_object(await request.read())
         namespace, name = wire.namespace_in(data), wire.secret_name_in(data)
         catalog.namespace(namespace)
         if request.method == "DELETE":
-            catalog.remove_secret(namespace, name)
+            await catalog.remove_secret(namespace, name)
         else:
-            catalog.put_secret(namespace, name, wire.secret_value_in(data), new=request.method == "POST")
+            await catalog.put_secret(namespace, name, wire.secret_value_in(data), new=request.method == "POST")
         return web.Response(status=202)
 
     async def namespaces(self, _request: web.Request) -> web.Response:
@@ -170,10 +178,10 @@ class Api:
         if request.method == "GET":
             return web.json_response(catalog.namespace(name))
         if request.method == "DELETE":
-            catalog.remove_namespace(name)
+            await catalog.remove_namespace(name)
         else:
             facts = {key: wire.texts_in(data, key) for key in ("annotations", "labels")}
-            catalog.put_namespace(name, facts, new=request.method == "POST")
+            await catalog.put_namespace(name, facts, new=request.method == "POST")
         return web.Response(status=202)
 
     # Invocations --------------------------------------------------------------------------------
@@ -194,8 +202,9 @@ class Api:
     # The gateway itself -------------------------------------------------------------------------
 
     async def info(self, _request: web.Request) -> web.Response:
+        orchestration = self._gateway.host.traits.orchestration
         version = {"release": __version__, "sha": "", "commit_message": ""}
-        provider = {"provider": "gpufn", "version": version, "orchestration": "process"}
+        provider = {"provider": "gpufn", "version": version, "orchestration": orchestration}
         return web.json_response({"provider": provider, "version": version, "arch": platform.machine()})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
@@ -206,7 +215,7 @@ class Api:
         fleet = self._gateway.fleet(f"{query.name}.{query.namespace}")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for line in read_log(self._gateway.host.log_path(fleet.deployment), query, self._gateway.stopping):
+        async for line in self._gateway.logs(fleet.deployment, query, self._gateway.stopping):
             await response.write(line)
         await response.write_eof()
         return response
@@ -260,6 +269,13 @@ class Api:
 
     async def nodes(self, _request: web.Request) -> web.Response:
         """One node: the machine of this gateway."""
+        if not self._gateway.host.traits.grants_gpus:
+            raise NotFound(
+                "This gateway has no nodes of its own.",
+                why="Its replicas are pods, and a scheduler gives them their GPUs.",
+                hint="Ask the cluster: gpufn nodes, or kubectl get gpunodes",
+                code="nodes-elsewhere",
+            )
         gpus = self._gateway.gpus
         node = {
             "node": platform.node(),

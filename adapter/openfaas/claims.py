@@ -51,9 +51,9 @@ class Claims:
     # Asking -------------------------------------------------------------------------------------
 
     def for_start(self, deployment: Deployment, *, firm: bool, replaces: bool = False) -> Ask | None:
-        """An ask for a replica that is to start, to be `granted`; None where its function needs no GPU."""
+        """An ask for a replica that is to start, to be `granted`; None where its function needs no GPU from us."""
         spec = deployment.spec
-        if not spec.gpus:
+        if not spec.gpus or not self._gpus.is_ours:
             return None
         want = replace(Want.of(deployment.key, spec), replaces=replaces)
         grant = Grant(want, parks=spec.park_after_s > 0, min_replicas=spec.min_replicas)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from adapter.errors import (
@@ -24,7 +24,7 @@ from adapter.errors import (
     Timeout,
     Unavailable,
 )
-from adapter.hosts import Deployment, Host, Replica, ReplicaState
+from adapter.hosts import Deployment, EventSink, Host, Replica, ReplicaState
 from adapter.openfaas.activator import Waiters
 from adapter.openfaas.background import Background
 from adapter.openfaas.claims import Ask, Claims
@@ -91,6 +91,8 @@ class Fleet:
         self._requests = 0  # that wait or have a slot
         self.keep_alive: KeepAlive = keep_alive(self.deployment.spec, self._history.habits(self.clock()))
         self._closing: Callable[[str], AdapterError] | None = None
+        self._left: asyncio.Event | None = None
+        """Set when no request is under way any more, once somebody waits for that."""
 
     @property
     def waiting(self) -> int:
@@ -157,6 +159,7 @@ class Fleet:
         except asyncio.TimeoutError as exc:
             raise self._waited_too_long(limit_s) from exc
         finally:
+            self._look_whether_left()
             if self._claims.asks:  # one fewer may wait for them
                 self.evaluate()
 
@@ -193,7 +196,9 @@ class Fleet:
         if self.rollout.preparing:
             phase, why = "prepare", f"It is being prepared: {self.rollout.preparing}."
         elif not members or all(m.state is ReplicaState.STARTING for m in members):
-            phase, why = "start", "Its replicas were starting all the time." if members else "No replica has started."
+            hindrance = self.host.hindrance(self.deployment.key)
+            started = "Its replicas were starting all the time." if members else "No replica has started."
+            phase, why = "start", f"Its start waits: {hindrance}." if hindrance else started
         else:
             phase, why = "queue", f"{len(members)} replicas were busy, and {len(self._waiters)} requests wait."
         return Timeout(
@@ -216,6 +221,7 @@ class Fleet:
             if member.grant is not None:
                 self.gpus.changed()
         self._dispatch()
+        self._look_whether_left()
         if member.replica.id in self.members:  # it may have ended under its requests
             self.observer.changed(self, member)
         self.evaluate()
@@ -487,6 +493,28 @@ class Fleet:
         wait_s = max(0.0, self._retry_at_s - self.clock())
         return _for_caller(self._failure, self.deployment, retry_after_s=wait_s)
 
+    # Replicas of another life -------------------------------------------------------------------
+
+    def deployment_of(self, revision: str) -> Deployment:
+        """Ours where it runs or will; else a copy with that revision, which is past."""
+        known = (self.deployment, self.rollout.latest)
+        return next((one for one in known if one.revision == revision), replace(self.deployment, revision=revision))
+
+    def adopt(self, replica: Replica) -> EventSink:
+        """A replica that runs already is a member from now on; how it came up is not known."""
+        deployment = replica.deployment
+        wanted = self.rollout.wants(deployment)
+        member = Member(replica, 0, upcoming=wanted and deployment is not self.deployment, outdated=not wanted)
+        if replica.state is ReplicaState.SERVING:
+            member.lives = 1
+            member.awake.set()
+            member.idle_since_s = self.clock()
+        self.members[replica.id] = member
+        fields = {"function": self.deployment.key, "replica": replica.id, "outdated": member.outdated}
+        logger.info("a replica was taken back", extra={"fields": fields})
+        asyncio.get_running_loop().call_soon(self._changed, member)
+        return self._on_event
+
     # Deployments --------------------------------------------------------------------------------
 
     def update(self, deployment: Deployment) -> None:
@@ -538,6 +566,24 @@ class Fleet:
             self._claims.loosen()
         self._retry_at_s = 0.0
         self.evaluate()
+
+    async def leave(self, limit_s: float) -> None:
+        """Let requests that came be answered, `limit_s` at most, and let go of the replicas, which stay."""
+        self._left = asyncio.Event()
+        self._look_whether_left()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._left.wait(), limit_s)
+        self._closing = shutting_down
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiters.fail(lambda: shutting_down(self.deployment.key))
+        self._claims.withdraw_all()
+        self._background.cancel()
+        await self._background.join()
+
+    def _look_whether_left(self) -> None:
+        if self._left is not None and not self._waiters and not any(m.in_flight for m in self.members.values()):
+            self._left.set()
 
     async def close(self, *, removed: bool = False) -> None:
         """Send away what waits, let finish what runs."""

@@ -10,20 +10,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
-from adapter.hosts import Deployment, Host, Inventory
-from adapter.ledger.store import Ledger
+from adapter.hosts import Deployment, EventSink, Host, Inventory, Replica, Terms
 from adapter.openfaas import wire
 from adapter.openfaas.background import Background
-from adapter.openfaas.catalog import Catalog, Entry
+from adapter.openfaas.catalog import Catalog, Entry, ImageFacts
 from adapter.openfaas.fleet import Fleet, Observer
 from adapter.openfaas.gpus import Gpus
+from adapter.openfaas.logs import Logs
 from adapter.openfaas.members import Member
 from adapter.openfaas.metrics import Metrics
 from adapter.openfaas.proxy import Proxy
@@ -39,9 +38,12 @@ logger = logging.getLogger(__name__)
 ConfigOf = Callable[[str], tuple[Mapping[str, Any], str]]
 """The tables of an image's `gpufn.toml`, and what to call them. Raises `NotFound`, `ConfigError`, `HandlerError`."""
 
-Look = Callable[[str, bool], Awaitable[object]]
-"""Makes `ConfigOf` know an image, which may have to be fetched; the flag: as its registry has it now, even where the
-machine has one of that name. Raises `AdapterError`."""
+Look = Callable[[wire.FunctionDeployment], Awaitable[ImageFacts | None]]
+"""Before a deploy: finds out what its image is, which may have to be fetched. What it returns is kept with the entry;
+None where the host, or `ConfigOf`, knows by itself from now on. Raises `AdapterError`."""
+
+_LEAVE_LIMIT_S = 25.0
+"""For requests under way when a gateway ends whose replicas stay: less than Kubernetes gives a pod."""
 
 
 class Gateway(Observer):
@@ -51,39 +53,46 @@ class Gateway(Observer):
         self,
         state: Path,
         host: Host,
-        ledger: Ledger,
+        catalog: Catalog,
+        recorder: Recorder,
+        logs: Logs,
         config_of: ConfigOf,
         inventory: Inventory | None = None,
         *,
         look: Look | None = None,
     ) -> None:
         self.host = host
-        self.gpus = Gpus(inventory)
-        self.ledger = ledger
-        self.catalog = Catalog(state)
+        self.gpus = Gpus(inventory, is_ours=host.traits.grants_gpus)
+        self.catalog = catalog
+        self.logs = logs
         self.metrics = Metrics()
         self.queue = Queue(state / "queue.sqlite", lambda key, invocation: self.proxy.call(self.fleet(key), invocation))
         self.proxy = Proxy(self.metrics)
         self.fleets: dict[str, Fleet] = {}
         self.stopping = asyncio.Event()
         """Set when the gateway ends: what would never end by itself (followed logs) ends with it."""
+        self._revisions: dict[str, int] = {}
         self._config_of = config_of
         self._look = look
-        self._recorder = Recorder(ledger)
+        self._recorder = recorder
         self._background = Background()
 
     def start(self) -> None:
         """Take up the functions and the queue of an earlier life; replicas begin at their minimum."""
         self._recorder.start()
         for entry in self.catalog.functions():
-            self._take_up(entry)
+            self._take_up(entry, first=False)
+        self.catalog.listen(self)
+        self.host.adopt(self)
         self.queue.start()
 
     async def close(self) -> None:
-        """Drain: the queue's rest stays on the disk, running requests finish, replicas end."""
+        """Drain: the queue's rest stays on the disk, running requests finish, replicas end where they do not outlive us."""
         self.stopping.set()
         await self.queue.close()
-        await asyncio.gather(*(fleet.close() for fleet in self.fleets.values()))
+        leaves = self.host.traits.outlives_us
+        ends = (fleet.leave(_LEAVE_LIMIT_S) if leaves else fleet.close() for fleet in self.fleets.values())
+        await asyncio.gather(*ends)
         self._background.cancel()
         await self._background.join()
         await self.host.close()
@@ -104,89 +113,111 @@ class Gateway(Observer):
         except KeyError:
             raise wire.unknown_function(key) from None
 
-    async def look(self, image: str) -> None:
-        """Before a deploy: know the image, which may have to be fetched. Raises `ConfigError`, `Unavailable`."""
-        self.check_open()
-        if self._look is None:
-            return
-        try:
-            await self._look(image, True)
-        except NotFound as exc:  # 404 would tell faas-cli that there is nothing to update
-            raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
-
-    async def look_at_all(self) -> None:
-        """Before `start`: those images of an earlier life that are still there; the others say so themselves."""
-        if self._look is None:
-            return
-        for image in {entry.deployment.image for entry in self.catalog.functions()}:
-            with suppress(AdapterError):
-                await self._look(image, False)  # a registry that is away must not hold up the start
-
-    def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
-        """Validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`, `Unavailable`."""
+    async def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
+        """Look at its image, validate, remember, prepare in the background. Raises `ConfigError`, `Unavailable`."""
         self.check_open()
         try:
-            spec = self._spec(wanted)
+            image = await self._look(wanted) if self._look is not None else None
+            spec = self._spec(wanted, image)
+            self.catalog.namespace(wanted.namespace)
+            await self._check_secrets(wanted)
+            await self.host.check(_deployment(Entry(wanted, 0, "", image), spec))
         except (NotFound, HandlerError) as exc:  # 404 would tell faas-cli that there is nothing to update
             raise ConfigError(exc.message, why=exc.why, hint=exc.hint, code=exc.code) from exc
-        self.catalog.namespace(wanted.namespace)
-        there = self.catalog.secrets(wanted.namespace)
-        missing = [name for name in wanted.secrets if name not in there]
+        self.check_open()
+        entry = await self.catalog.put(wanted, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), image)
+        logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
+        if unkept := self.unkept(wanted):
+            logger.warning("not all has effect", extra={"fields": {"function": wanted.key, "why": unkept}})
+        self.deployed(entry)
+        return entry
+
+    async def _check_secrets(self, wanted: wire.FunctionDeployment) -> None:
+        missing = await self.catalog.missing_secrets(wanted.namespace, wanted.secrets)
         if missing:
+            there = await self.catalog.secrets(wanted.namespace)
             raise ConfigError(
                 f"{wanted.key} needs secrets that do not exist: {', '.join(missing)}.",
                 why=f"The namespace {wanted.namespace} has: {', '.join(there) or 'none'}.",
                 hint=f"Create them with: {wire.secret_command('create', missing[0], wanted.namespace)}",
                 code="secret-missing",
             )
-        entry = self.catalog.put(wanted, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
-        logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
-        if wanted.without_effect:
-            logger.warning(
-                "parts of a deploy have no effect",
-                extra={"fields": {"function": wanted.key, "why": wanted.without_effect}},
-            )
-        self._install(entry, spec, first=True)
-        return entry
 
-    def remove(self, key: str) -> None:
+    def unkept(self, wanted: wire.FunctionDeployment) -> str:
+        """What a deployment asks for and does not get here, for people."""
+        return wanted.without_effect(bounded=self.host.traits.bounds_replicas)
+
+    async def remove(self, key: str) -> None:
         """Raises `NotFound`, `Unavailable`."""
         self.check_open()
-        self.catalog.remove(key)
-        logger.info("a function is removed", extra={"fields": {"function": key}})
-        self._background.run(self._retire(self.fleets.pop(key)))
+        await self.catalog.remove(key)
+        self.removed(key)
+
+    # Listener: also told of what others changed -------------------------------------------------
+
+    def deployed(self, entry: Entry) -> None:
+        self._take_up(entry, first=True)
+
+    def removed(self, key: str) -> None:
+        fleet = self.fleets.pop(key, None)
+        self._revisions.pop(key, None)
+        if fleet is not None:
+            logger.info("a function is removed", extra={"fields": {"function": key}})
+            self._background.run(self._retire(fleet))
+
+    # Keeper: replicas of another life -----------------------------------------------------------
+
+    def deployment_of(self, key: str, revision: str) -> Deployment | None:
+        fleet = self.fleets.get(key)
+        return None if fleet is None else fleet.deployment_of(revision)
+
+    def take(self, replica: Replica) -> EventSink:
+        return self.fleet(replica.deployment.key).adopt(replica)
 
     async def _retire(self, fleet: Fleet) -> None:
         await fleet.close(removed=True)
         if fleet.deployment.key not in self.fleets:  # not deployed anew meanwhile
             await self.host.remove(fleet.deployment)
 
-    def _spec(self, wanted: wire.FunctionDeployment) -> FunctionSpec:
-        config, source = self._config_of(wanted.image)
+    def _spec(self, wanted: wire.FunctionDeployment, image: ImageFacts | None) -> FunctionSpec:
+        if image is None:
+            config, source = self._config_of(wanted.image)
+        else:
+            config, source = image.config, f"gpufn.toml of {wanted.image}"
         spec = parse_spec(config, wanted.policy(), source=source)
-        if spec.gpus:
+        if spec.gpus and self.host.traits.grants_gpus:
             self.gpus.check(Want.of(wanted.key, spec))
+        if not self.host.traits.parks:
+            spec = replace(spec, park_after_s=0.0)
         return _as_watchdog_says(spec, wanted.env_vars)
 
-    def _take_up(self, entry: Entry) -> None:
-        """A function of an earlier life; one that cannot run any more is there all the same, and says why."""
+    def _take_up(self, entry: Entry, *, first: bool) -> None:
+        """A revision that is new to us; one that cannot run (any more) is there all the same, and says why."""
+        key = entry.deployment.key
+        if self._revisions.get(key, 0) >= entry.revision:
+            return  # we are told of what we did ourselves, too
+        self._revisions[key] = entry.revision
         try:
-            self._install(entry, self._spec(entry.deployment), first=False)
+            self._install(entry, self._spec(entry.deployment, entry.image), first=first)
         except AdapterError as error:
-            fields = {"function": entry.deployment.key, "why": error.message}
-            logger.warning("a function cannot be taken up", extra={"fields": fields})
+            logger.warning("a function cannot be taken up", extra={"fields": {"function": key, "why": error.message}})
             deployment = _deployment(entry, parse_spec({}, {}))
-            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus)
-            fleet.prepared(deployment, error, initial=0)
+            self._fleet_for(deployment).prepared(deployment, error, initial=0)
 
     def _install(self, entry: Entry, spec: FunctionSpec, *, first: bool) -> None:
         deployment = _deployment(entry, spec)
+        fleet = self._fleet_for(deployment)
+        self._background.run(self._prepare(fleet, deployment, initial=spec.initial_replicas if first else 0))
+
+    def _fleet_for(self, deployment: Deployment) -> Fleet:
+        """The function's, which knows of the deployment from now on."""
         fleet = self.fleets.get(deployment.key)
         if fleet is None:
             fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus)
+            self.host.adopt(self, deployment.key)
         else:
             fleet.update(deployment)
-        self._background.run(self._prepare(fleet, deployment, initial=spec.initial_replicas if first else 0))
+        return fleet
 
     async def _prepare(self, fleet: Fleet, deployment: Deployment, *, initial: int) -> None:
         problem: AdapterError | None = None
@@ -208,8 +239,7 @@ class Gateway(Observer):
 
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
         """The latest first."""
-        await self._recorder.flush()
-        return await asyncio.to_thread(self.ledger.starts, function, namespace, limit)
+        return await self._recorder.starts(function, namespace, limit)
 
     # Observer -----------------------------------------------------------------------------------
 
@@ -238,13 +268,25 @@ def _as_watchdog_says(spec: FunctionSpec, env: Mapping[str, str]) -> FunctionSpe
 
 
 def _deployment(entry: Entry, spec: FunctionSpec) -> Deployment:
-    wanted = entry.deployment
+    wanted, image = entry.deployment, entry.image
     return Deployment(
         name=wanted.service,
         namespace=wanted.namespace,
         revision=str(entry.revision),
-        image=wanted.image,
+        image=wanted.image if image is None else image.reference,
         spec=spec,
         env=tuple(wanted.env_vars.items()),
         secrets=wanted.secrets,
+        terms=Terms(
+            labels=tuple(wanted.labels.items()),
+            annotations=tuple(wanted.annotations.items()),
+            constraints=wanted.constraints,
+            limits=tuple(wanted.limits.items()),
+            requests=tuple(wanted.requests.items()),
+            read_only_root=wanted.read_only_root_filesystem,
+            command=wanted.env_process,
+            holds_requests=image is not None and image.is_ours,
+            user="" if image is None else image.user,
+            python_path="" if image is None else image.python_path,
+        ),
     )

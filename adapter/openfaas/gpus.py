@@ -126,7 +126,15 @@ class _Eviction:
 class Gpus:
     """The ledger over one host's inventory."""
 
-    def __init__(self, inventory: Inventory | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inventory: Inventory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_ours: bool = True,
+    ) -> None:
+        """`is_ours`: who gets which GPU is decided here, and not by a scheduler."""
+        self.is_ours = is_ours
         self.inventory = inventory or Inventory(why_not="This host has none.")
         self._clock = clock
         self._grants: dict[Grant, None] = {}  # held or parked

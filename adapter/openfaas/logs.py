@@ -7,12 +7,13 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from adapter.hosts import Deployment
 from adapter.openfaas.wire import DEFAULT_NAMESPACE
 
 _POLL_S = 0.25
@@ -63,6 +64,15 @@ def parse_time(text: str) -> datetime:
 def _padded(text: str) -> str:
     """Exactly six digits of a fraction: all that Python 3.10 reads."""
     return _MICROSECONDS.sub(lambda match: f"{match[1]:0<7}", text, count=1)
+
+
+Logs = Callable[[Deployment, LogQuery, asyncio.Event], AsyncIterator[bytes]]
+"""The lines of a function that a query asks for, as `read_log` gives them."""
+
+
+def file_logs(path_of: Callable[[Deployment], Path]) -> Logs:
+    """The logs of a host that keeps a file for each function."""
+    return lambda deployment, query, stopping: read_log(path_of(deployment), query, stopping)
 
 
 async def read_log(path: Path, query: LogQuery, stopping: asyncio.Event) -> AsyncIterator[bytes]:

@@ -1,11 +1,18 @@
-"""Writes leases and start records to the ledger, beside the event loop: no request waits for its disk."""
+"""Who keeps leases and start records: a ledger of this machine, or nobody beyond what is shown.
+
+A `LedgerRecorder` writes beside the event loop: no request waits for its disk. On a cluster, agents write leases from
+what kubelets say and start records from what replicas log; a `RecentStarts` only remembers the last ones.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections import deque
 from contextlib import suppress
+from itertools import islice
+from typing import Protocol
 
 from adapter.errors import LedgerError
 from adapter.ledger.store import Ledger
@@ -24,8 +31,55 @@ _LAST_TRIES = 3
 """For what is left when the gateway stops: a ledger that is broken must not keep it running."""
 
 
-class Recorder:
-    """One ledger's only writer. Methods but `start` and `close` are immediate."""
+_RECENT = 1000
+
+
+class Recorder(Protocol):
+    """Methods but `close` and `starts` are immediate."""
+
+    def start(self) -> None: ...
+
+    def started(self, record: StartRecord) -> None: ...
+
+    def observe(self, member: Member) -> None:
+        """The member's phase may have changed. Called twice a request."""
+
+    def ended(self, member: Member) -> None: ...
+
+    async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
+        """Of one function, or of all; the latest first."""
+
+    async def close(self) -> None: ...
+
+
+class RecentStarts:
+    """See `Recorder`. The last starts of this life."""
+
+    def __init__(self) -> None:
+        self._records: deque[StartRecord] = deque(maxlen=_RECENT)
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+    def started(self, record: StartRecord) -> None:
+        self._records.appendleft(record)
+
+    def observe(self, member: Member) -> None:
+        """An agent sees it."""
+
+    def ended(self, member: Member) -> None:
+        """An agent sees it."""
+
+    async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
+        found = (r for r in self._records if function in (None, r.function) and namespace in (None, r.namespace))
+        return list(islice(found, limit))
+
+    async def close(self) -> None:
+        """Nothing is left to write."""
+
+
+class LedgerRecorder:
+    """See `Recorder`. One ledger's only writer."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -46,6 +100,10 @@ class Recorder:
         self._queue.put_nowait([])
         await self._writer
         await asyncio.to_thread(self._ledger.close)
+
+    async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
+        await self.flush()
+        return await asyncio.to_thread(self._ledger.starts, function, namespace, limit)
 
     async def flush(self) -> None:
         """Wait, for a moment at most, until what was reported so far can be read."""

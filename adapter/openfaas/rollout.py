@@ -43,6 +43,11 @@ class Rollout:
         failure = self.broken or self._failure
         return f"failed: {failure.message} {failure.why}".strip() if failure is not None else ""
 
+    @property
+    def latest(self) -> Deployment:
+        """The revision that was deployed last and has not failed."""
+        return self._current if self._next is None else self._next
+
     def wants(self, deployment: Deployment) -> bool:
         """Whether replicas of it are of use, now or soon."""
         return deployment is self._current or deployment is self._next

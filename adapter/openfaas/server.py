@@ -6,14 +6,14 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
-from adapter.errors import ConfigError
+from adapter.errors import AdapterError, ConfigError
 from adapter.files import write_whole
 from adapter.hosts.container import ContainerHost
 from adapter.hosts.engine import Engine, socket_path
@@ -25,7 +25,11 @@ from adapter.ledger.store import Ledger, ledger_url
 from adapter.openfaas.api import make_app
 from adapter.openfaas.auth import ensure_credentials
 from adapter.openfaas.door import Door
+from adapter.openfaas.file_catalog import FileCatalog
 from adapter.openfaas.gateway import ConfigOf, Gateway, Look
+from adapter.openfaas.logs import file_logs
+from adapter.openfaas.recorder import LedgerRecorder
+from adapter.openfaas.wire import FunctionDeployment
 
 _KEEPALIVE_S = 75.0
 _LAST_ANSWERS_S = 5.0
@@ -59,15 +63,21 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
     stop = asyncio.Event()
     with listen(settings.address, settings.port) as listener:
         with _usable(settings.state):
-            host, config_of, look = await _open_host(settings)
+            host, config_of = await _open_host(settings)
         _watch_signals(stop.set, host.kill)
         try:
             with _usable(settings.state):
                 credentials = ensure_credentials(settings.state) if settings.auth else None
                 inventory = await host.inventory()
                 ledger = Ledger.open(ledger_url(settings.state))
-                gateway = Gateway(settings.state, host, ledger, config_of, inventory, look=look)
-                await gateway.look_at_all()
+                catalog, recorder = FileCatalog(settings.state), LedgerRecorder(ledger)
+                look = None
+                if isinstance(host, ContainerHost):
+                    await _look_at_all(host, catalog)
+                    look = _look_with(host)
+                gateway = Gateway(
+                    settings.state, host, catalog, recorder, file_logs(host.log_path), config_of, inventory, look=look
+                )
         except BaseException:
             await host.close()
             raise
@@ -75,14 +85,28 @@ async def serve(settings: ServerSettings, on_ready: Callable[[str], None]) -> No
             await run_gateway(gateway, credentials, listener, stop, ready)
 
 
-async def _open_host(settings: ServerSettings) -> tuple[ProcessHost | ContainerHost, ConfigOf, Look | None]:
+async def _open_host(settings: ServerSettings) -> tuple[ProcessHost | ContainerHost, ConfigOf]:
     """The host, and how the gateway learns what its functions are."""
     if settings.host == "container":
         engine = Engine(socket_path())
         containers = await ContainerHost.open(settings.state, engine, network=settings.network)
-        return containers, containers.config, containers.look
+        return containers, containers.config
     folders = FunctionFolders(settings.roots)
-    return ProcessHost(settings.state, folders, settings.envs), folders.config, None
+    return ProcessHost(settings.state, folders, settings.envs), folders.config
+
+
+def _look_with(host: ContainerHost) -> Look:
+    async def look(wanted: FunctionDeployment) -> None:
+        await host.look(wanted.image)
+
+    return look
+
+
+async def _look_at_all(host: ContainerHost, catalog: FileCatalog) -> None:
+    """Those images of an earlier life that are still there; the others say so themselves."""
+    for image in {entry.deployment.image for entry in catalog.functions()}:
+        with suppress(AdapterError):
+            await host.look(image, latest=False)  # a registry that is away must not hold up the start
 
 
 @contextmanager

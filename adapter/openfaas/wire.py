@@ -55,10 +55,9 @@ class FunctionDeployment:
             constraints=self.constraints,
         )
 
-    @property
-    def without_effect(self) -> str:
-        """What it asks for that is only kept and shown; no host here bounds a replica's memory or CPU."""
-        names = sorted(name for name in self.limits if not is_gpu(name))
+    def without_effect(self, *, bounded: bool) -> str:
+        """What it asks for that is only kept and shown. `bounded`: limits of memory and CPU are kept where it runs."""
+        names = [] if bounded else sorted(name for name in self.limits if not is_gpu(name))
         unenforced = [f"limits of {' and '.join(names)} are not enforced here"] if names else []
         try:
             return "; ".join([*unenforced, *self._policy()[1]])

@@ -964,7 +964,7 @@ def test_starts_and_leases_are_in_the_ledger(state_dir):
             await up.deploy()
             for _ in range(20):
                 await up.call()
-            ledger = up.gateway.ledger
+            ledger = up.ledger
             starts = await up.json("/gpufn/v1/starts?function=echo&limit=5")
             assert [start["phases"][0]["name"] for start in starts] == ["schedule"]
             (row,) = await up.json("/gpufn/v1/replicas")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from multidict import CIMultiDict
 
-from adapter.openfaas.catalog import Catalog
+from adapter.openfaas.file_catalog import FileCatalog
 from adapter.openfaas.queue import Queue
 from adapter.policy.grants import Device
 from tests.contract.openfaas.scenario import fake_host
@@ -336,16 +336,18 @@ def test_asynchronous_calls_wake_functions(state_dir):
 # Killed -------------------------------------------------------------------------------------------
 
 _DEPLOYS = """
-import sys
-from adapter.openfaas.catalog import Catalog
+import asyncio, sys
+from adapter.openfaas.file_catalog import FileCatalog
 from adapter.openfaas.wire import FunctionDeployment
 from pathlib import Path
-catalog = Catalog(Path(sys.argv[1]))
+catalog = FileCatalog(Path(sys.argv[1]))
 number = 0
 while True:
     number += 1
-    catalog.put(FunctionDeployment("fn", f"fn:{number}", env_vars={"x": str(number) * 10_000}), "then")
-    catalog.put_secret("ns", "token", str(number).encode() * 10_000, new=number == 1 and "ns" not in sys.argv[2:])
+    wanted = FunctionDeployment("fn", f"fn:{number}", env_vars={"x": str(number) * 10_000})
+    asyncio.run(catalog.put(wanted, "then"))
+    is_new = number == 1 and "ns" not in sys.argv[2:]
+    asyncio.run(catalog.put_secret("ns", "token", str(number).encode() * 10_000, new=is_new))
     print(number, flush=True)
 """
 
@@ -393,7 +395,7 @@ def killed(program: str, state: Path, acknowledged: int, *arguments: str) -> int
 def test_a_catalog_that_is_killed_while_writing_has_what_it_acknowledged(state_dir):
     for life in range(3):
         last = killed(_DEPLOYS, state_dir, 3, *(["ns"] if life else []))
-        catalog = Catalog(state_dir)
+        catalog = FileCatalog(state_dir)
         image = catalog.get("fn.openfaas-fn").deployment
         number = image.image.removeprefix("fn:")
         assert int(number) in (last, last + 1)

@@ -382,7 +382,7 @@ def test_leases_name_the_gpu_and_what_was_parked_holds_none(state_dir):
             await up.call()
             await replica.stop(1)
             await up.json("/gpufn/v1/starts")  # what was reported can be read
-            intervals = up.gateway.ledger.intervals(0, 2**62)
+            intervals = up.ledger.intervals(0, 2**62)
             assert {(i.device, i.gpu_model, i.share) for i in intervals} == {("GPU-1", "NVIDIA L4", 0.5)}
             phases = [i.phase.value for i in intervals if i.phase.value in ("restoring", "parked", "draining")]
             assert phases[:3] == ["restoring", "parked", "restoring"]

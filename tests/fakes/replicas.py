@@ -15,10 +15,13 @@ import aiohttp
 from aiohttp import web
 
 from adapter.errors import NotFound
-from adapter.hosts import Deployment, Inventory, ReplicaState
+from adapter.hosts import Deployment, Inventory, LocalHost, ReplicaState
 from adapter.hosts.folders import config_in
 from adapter.ledger.store import Ledger, ledger_url
+from adapter.openfaas.file_catalog import FileCatalog
 from adapter.openfaas.gateway import Gateway
+from adapter.openfaas.logs import file_logs
+from adapter.openfaas.recorder import LedgerRecorder
 from adapter.openfaas.server import run_gateway
 from adapter.policy.grants import Device
 from adapter.records import Event, EventName, Phase, PhaseName, Rung, StartRecord
@@ -164,7 +167,7 @@ class FakeReplica:
 
 
 @dataclass
-class FakeHost:
+class FakeHost(LocalHost):
     """`serves`: replicas come up by themselves; `errors` are raised by the next starts, one each."""
 
     state: object
@@ -247,6 +250,7 @@ class Running:
     url: str
     client: aiohttp.ClientSession
     stop: asyncio.Event
+    ledger: Ledger
 
     async def deploy(self, name: str = "echo", *, method: str = "POST", **annotations: str):
         """Deploy and wait until it is prepared; nothing is started."""
@@ -278,10 +282,13 @@ def basic(user: str, password: str) -> str:
 async def serving(state, host: FakeHost | None = None, credentials: tuple[str, str] | None = None):
     """A gateway over `host` that listens on a free port."""
     host = host or FakeHost(state)
+    ledger = Ledger.open(ledger_url(state))
     gateway = Gateway(
         state,
         host,
-        Ledger.open(ledger_url(state)),
+        FileCatalog(state),
+        LedgerRecorder(ledger),
+        file_logs(host.log_path),
         lambda image: config_in(host.folder_of(image)),
         await host.inventory(),
     )
@@ -292,7 +299,7 @@ async def serving(state, host: FakeHost | None = None, credentials: tuple[str, s
     headers = {"Authorization": basic(*credentials)} if credentials else {}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
         try:
-            yield Running(gateway, host, await asyncio.wait_for(ready, LIMIT_S), client, stop)
+            yield Running(gateway, host, await asyncio.wait_for(ready, LIMIT_S), client, stop, ledger)
         finally:
             stop.set()
             await asyncio.wait_for(task, LIMIT_S)

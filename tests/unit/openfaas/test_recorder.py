@@ -7,7 +7,7 @@ from adapter.hosts import Deployment, ReplicaState
 from adapter.openfaas import recorder as module
 from adapter.openfaas.gpus import Grant
 from adapter.openfaas.members import Member
-from adapter.openfaas.recorder import Recorder
+from adapter.openfaas.recorder import LedgerRecorder
 from adapter.policy.grants import Device, Want
 from adapter.records import Rung, StartRecord
 from adapter.spec import parse_spec
@@ -46,7 +46,7 @@ def member(state=ReplicaState.SERVING, **annotations):
 
 def recorded(ledger, work):
     async def scenario():
-        recorder = Recorder(ledger)
+        recorder = LedgerRecorder(ledger)
         recorder.start()
         await work(recorder)
         await recorder.close()

@@ -86,9 +86,10 @@ def test_annotations_win_over_labels_and_constraints():
 def test_a_gpu_limit_wins_over_the_annotation_and_the_function_says_so():
     deployment = parse(requests={"nvidia.com/gpu": "1"}, annotations={"gpufn.dev/gpu": "0.5"}, limits={"memory": "1Gi"})
     assert parse_spec({}, deployment.policy()).gpus == 1
-    assert deployment.without_effect.startswith(
+    assert deployment.without_effect(bounded=False).startswith(
         "limits of memory are not enforced here; gpufn.dev/gpu = 0.5 has no effect"
     )
+    assert deployment.without_effect(bounded=True).startswith("gpufn.dev/gpu = 0.5 has no effect")
 
 
 @pytest.mark.parametrize("count", ["many", "1000", "-1x"])
@@ -96,7 +97,7 @@ def test_a_gpu_limit_that_cannot_be_is_refused_and_breaks_no_list(count):
     deployment = parse(limits={"nvidia.com/gpu": count})
     with pytest.raises(ConfigError):
         deployment.policy()
-    assert deployment.without_effect == ""
+    assert deployment.without_effect(bounded=False) == ""
 
 
 def test_a_status_that_comes_back_with_a_deploy_is_no_annotation():
