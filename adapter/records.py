@@ -162,6 +162,8 @@ class EventName(str, Enum):
     """No rung worked. Fields: `code`, `reason`, `record`."""
     MODEL_EXITED = "model_exited"
     """The model process ended unasked. Fields: `reason`, `in_flight`."""
+    LEAVING = "leaving"
+    """From a host: others than its gateway end the replica, which drains. No new request should go there."""
     STOPPED = "stopped"
     """Drained; the entrypoint exits next. From a host: nothing of it is left. Fields: `exit_code`, `reason`, and
     `code` where the host ended it because it did not come up."""

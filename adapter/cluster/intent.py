@@ -24,6 +24,7 @@ from adapter.keys import (
     KNATIVE_SERVICE_LABEL,
     OPENFAAS_LABEL,
     OWN_ANNOTATIONS,
+    REVISION_LABEL,
     SNAPSHOTS_LABEL,
     TENANT_LABEL,
 )
@@ -225,7 +226,7 @@ def _texts(pod: Mapping[str, Any], key: str) -> dict[str, str]:
 
 def _identity(labels: Mapping[str, str], function: str, framework: str) -> tuple[str, str, str]:
     """Name, framework and revision; no name where the pod is no function's."""
-    hash_of_template = labels.get("pod-template-hash", "")
+    hash_of_template = labels.get(REVISION_LABEL) or labels.get("pod-template-hash", "")
     if function:
         return function, framework, labels.get(KNATIVE_REVISION_LABEL, hash_of_template)
     if revision := labels.get(KNATIVE_REVISION_LABEL):
@@ -302,7 +303,7 @@ def _without_effect(spec: FunctionSpec, ours: Mapping[str, str], labels: Mapping
             if f"{DOMAIN}/{name}" in ours:
                 yield f"{DOMAIN}/{name} has no effect: no GPU is asked for ({_GPU})."
     for name in labels:
-        if name.startswith(DOMAIN + "/") and name not in (FUNCTION_LABEL, TENANT_LABEL):
+        if name.startswith(DOMAIN + "/") and name not in (FUNCTION_LABEL, TENANT_LABEL, REVISION_LABEL):
             yield f"Label {name} has no effect: write it as an annotation."
 
 
