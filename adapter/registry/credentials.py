@@ -56,6 +56,15 @@ def find_credentials(reference: Reference, environ: Mapping[str, str] = os.envir
     return None
 
 
+def credentials_in(config: bytes, reference: Reference) -> Credentials | None:
+    """What a Docker configuration that somebody handed us keeps for this registry, as a Kubernetes Secret has it.
+
+    No program that it may name is run. Raises `ConfigError`.
+    """
+    source = Path("the Docker configuration")
+    return _from_config({"auths": _table(_parse(source, config), "auths")}, reference, source, {})
+
+
 def _files(environ: Mapping[str, str]) -> Iterator[Path]:
     if environ.get("REGISTRY_AUTH_FILE"):
         yield Path(environ["REGISTRY_AUTH_FILE"])

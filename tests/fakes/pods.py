@@ -90,6 +90,13 @@ class Container:
     printed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
 
+    async def kill(self) -> None:
+        """With all its processes, as the end of a container's first one does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        await self.process.wait()
+        self.process._transport.close()  # its output too, which is read no more
+
     def print(self, text: bytes) -> None:
         """As if its function had printed it."""
         stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S}.{time.time_ns() % 10**9:09d}Z"
@@ -122,9 +129,7 @@ class FakeCluster(FakeApiServer):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for container in self.containers.values():
-            with suppress(ProcessLookupError):
-                container.process.kill()
-            await container.process.wait()
+            await container.kill()
 
     def pods(self) -> list[dict]:
         return [value for path, value in self.objects.items() if "/pods/" in path]
@@ -227,6 +232,7 @@ class FakeCluster(FakeApiServer):
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=2**20,
+            start_new_session=True,
         )  # fmt: skip
         container = self.containers[path] = Container(path, process)
         self.run(self._keep(container))
@@ -253,6 +259,8 @@ class FakeCluster(FakeApiServer):
         async for line in container.process.stdout:
             container.print(line.rstrip(b"\n"))
         code = await container.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(container.process.pid, signal.SIGKILL)
         container.ended = True
         container.printed.set()
         await self.container_ended(container, code)

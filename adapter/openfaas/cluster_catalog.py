@@ -1,0 +1,439 @@
+"""The desired state of a cluster: functions as ConfigMaps, kept current by watches, so that several gateways and kubectl
+may write it; namespaces that are labelled or annotated ``openfaas``; Secrets.
+
+    ConfigMap function-<name>    labels faas_function=<name>, app.kubernetes.io/managed-by=gpufn
+      deployment                 what a deploy sent, as JSON
+      revision                   counts its deploys
+      digest                     of `deployment`: who edits that by hand need not know of the other two
+      image                      what was found out of its image then, as JSON
+
+A record owns all that is made for its function, so that deleting it is removing the function.
+
+Rights. Everywhere: namespaces get list watch; to serve `/system/namespace/…` also namespaces create patch delete,
+rolebindings create, and bind of the cluster role that is given to us in a new namespace. In each namespace of
+functions: configmaps get list watch create update delete; secrets get list create patch delete.
+(`adapter.hosts.kubernetes` needs more.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapter.cluster.api import Api
+from adapter.cluster.informer import Informer
+from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, Resource
+from adapter.errors import AdapterError, Conflict, NotFound, Unavailable
+from adapter.hosts.kubernetes_pods import MANAGED_BY, MANAGER, SELECTOR, record_name
+from adapter.keys import OPENFAAS_LABEL, SNAPSHOTS_LABEL
+from adapter.openfaas.background import Background
+from adapter.openfaas.catalog import (
+    Entry,
+    ImageFacts,
+    Listener,
+    check_unused,
+    namespace_exists,
+    unknown_namespace,
+)
+from adapter.openfaas.cluster_secrets import ClusterSecrets
+from adapter.openfaas.wire import FunctionDeployment, unknown_function
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE_MARK = "openfaas"
+"""Label or annotation of a namespace of functions: ``1`` or ``true``."""
+
+_ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
+_TRIES = 5
+"""Of a write that others are faster than."""
+_SYNC_LIMIT_S = 15.0
+"""For a namespace's records, before a gateway begins without them: it may have no rights there."""
+_REMEMBERED = 1000
+
+Look = Callable[[FunctionDeployment], Awaitable[ImageFacts | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A ConfigMap of ours. `problem` says why it cannot be used; then there is no entry."""
+
+    key: str
+    uid: str
+    version: str
+    entry: Entry | None
+    is_edited: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    name: str
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def keeps_snapshots(self) -> bool:
+        return dict(self.labels).get(SNAPSHOTS_LABEL) == "enabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """How this gateway gets its rights in a namespace that it makes: a binding of `role` (a ClusterRole) to the service
+    account `account` of `namespace`. Without a role, somebody else gives them."""
+
+    role: str = ""
+    account: str = ""
+    namespace: str = ""
+
+
+class ClusterCatalog:
+    """See `adapter.openfaas.catalog.Catalog`. Make it inside a running event loop, `open` it, close it when done.
+
+    `default` is a namespace of functions whatever its labels say. `look` asks what an image is whose function was edited
+    by hand.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        secrets: ClusterSecrets,
+        default: str,
+        look: Look,
+        membership: Membership,
+    ) -> None:
+        self._api = api
+        self._default = default
+        self._look = look
+        self._membership = membership
+        self._secrets = secrets
+        self._joined: Callable[[str], None] = lambda _: None
+        self._left: Callable[[str], None] = self._joined
+        self._listener: Listener | None = None
+        self._background = Background()
+        self._known: dict[str, Namespace] = {}
+        self._records: dict[str, Record] = {}
+        self._removed: deque[str] = deque(maxlen=_REMEMBERED)  # uids: late news of them is no news
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._informers: dict[str, Informer[Record]] = {}
+        self._namespaces = Informer(api, NAMESPACES.path(), lambda data: read_namespace(data, default))
+        self._namespaces.on_change(self._namespace_changed)
+
+    async def open(self, joined: Callable[[str], None], left: Callable[[str], None]) -> None:
+        """Begin to watch; returns when what there is, is known. `joined` and `left` are told of namespaces of functions
+        that come and go."""
+        self._joined, self._left = joined, left
+        self._watches[""] = asyncio.get_running_loop().create_task(self._namespaces.run())
+        self._join(Namespace(self._default))
+        await self._namespaces.synced.wait()
+        await asyncio.gather(*(self._sync(name, one) for name, one in self._informers.items()))
+
+    async def _sync(self, namespace: str, informer: Informer[Record]) -> None:
+        try:
+            await asyncio.wait_for(informer.synced.wait(), _SYNC_LIMIT_S)
+        except asyncio.TimeoutError:
+            fields = {"namespace": namespace, "hint": "Bind the provider's role there: see docs/how-to."}
+            logger.warning("the functions of a namespace are not known yet", extra={"fields": fields})
+
+    async def close(self) -> None:
+        for watch in self._watches.values():
+            watch.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+        self._background.cancel()
+        await self._background.join()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is known of the default namespace is not old."""
+        return self._namespaces.healthy and self._informers[self._default].healthy
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    # Functions ----------------------------------------------------------------------------------
+
+    def functions(self, namespace: str | None = None) -> list[Entry]:
+        entries = (record.entry for record in self._records.values())
+        found = [e for e in entries if e is not None and namespace in (None, e.deployment.namespace)]
+        return sorted(found, key=lambda entry: entry.deployment.key)
+
+    def get(self, key: str) -> Entry:
+        record = self._records.get(key)
+        if record is None or record.entry is None:
+            raise unknown_function(key)
+        return record.entry
+
+    def uid(self, key: str) -> str:
+        """Of a function's record; empty where there is none."""
+        record = self._records.get(key)
+        return "" if record is None else record.uid
+
+    async def put(self, deployment: FunctionDeployment, created_at: str, image: ImageFacts | None = None) -> Entry:
+        """When it was created is the API server's to say."""
+        for _ in range(_TRIES):
+            record = self._records.get(deployment.key)
+            try:
+                written = await self._write(deployment, image, record)
+            except Conflict:  # another writer was faster: on top of what there is now
+                await self._read_again(deployment)
+                continue
+            self._accept(written)
+            return self.get(deployment.key)
+        raise Unavailable(f"{deployment.key} is being changed by others.", hint="Try again.", code="busy")
+
+    async def _write(self, deployment: FunctionDeployment, image: ImageFacts | None, old: Record | None) -> Record:
+        revision = 1 if old is None or old.entry is None else old.entry.revision + 1
+        body = record_of(deployment, revision, image)
+        path = CONFIG_MAPS.path(deployment.namespace)
+        if old is None:
+            return read_record(await self._api.create(path, body))
+        body["metadata"]["resourceVersion"] = old.version
+        name = record_name(deployment.service)
+        try:
+            return read_record(await self._api.replace(CONFIG_MAPS.path(deployment.namespace, name), body))
+        except NotFound as error:
+            self._forget(old)
+            raise Conflict(error.message, why=error.why) from error
+
+    async def _read_again(self, deployment: FunctionDeployment) -> None:
+        path = CONFIG_MAPS.path(deployment.namespace, record_name(deployment.service))
+        try:
+            self._accept(read_record(await self._api.get(path)))
+        except NotFound:
+            old = self._records.get(deployment.key)
+            if old is not None:
+                self._forget(old)
+
+    async def remove(self, key: str) -> Entry:
+        entry, record = self.get(key), self._records[key]
+        deployment = entry.deployment
+        path = CONFIG_MAPS.path(deployment.namespace, record_name(deployment.service))
+        try:
+            await self._api.delete(path, uid=record.uid)
+        except Conflict as error:  # it was removed and deployed anew meanwhile
+            raise unknown_function(key) from error
+        self._forget(record)
+        return entry
+
+    # What the watches say -----------------------------------------------------------------------
+
+    def _record_changed(self, _key: str, old: Record | None, new: Record | None) -> None:
+        if new is None:
+            if old is not None and self._forget(old) and self._listener is not None:
+                self._listener.removed(old.key)
+            return
+        known = self._records.get(new.key)
+        if not self._accept(new):
+            return
+        if known is not None and known.uid != new.uid and new.entry is None and self._listener is not None:
+            self._listener.removed(new.key)  # in its place is one that cannot be used
+        if new.problem:
+            fields = {"function": new.key, "why": new.problem}
+            logger.warning("a function's record cannot be used", extra={"fields": fields})
+        elif new.is_edited:
+            self._background.run(self._take_edit(new))
+        elif new.entry is not None and self._listener is not None:
+            self._listener.deployed(new.entry)
+
+    def _accept(self, new: Record) -> bool:
+        """Whether that is news."""
+        old = self._records.get(new.key)
+        if new.uid in self._removed or old == new:
+            return False
+        if old is not None and old.uid == new.uid:
+            if new.entry is None or new.is_edited:  # what runs stays until the edit is a revision
+                self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
+                return True
+            if old.entry is not None and new.entry.revision <= old.entry.revision:
+                return False
+        self._records[new.key] = new
+        return True
+
+    def _forget(self, record: Record) -> bool:
+        self._removed.append(record.uid)
+        known = self._records.get(record.key)
+        if known is None or known.uid != record.uid:
+            return False
+        del self._records[record.key]
+        return True
+
+    async def _take_edit(self, record: Record) -> None:
+        """Somebody changed a deployment by hand: that is a deploy, of which a revision is made."""
+        assert record.entry is not None
+        wanted, image = record.entry.deployment, None
+        try:
+            image = await self._look(wanted)
+        except AdapterError as error:
+            image = ImageFacts(wanted.image, note=f"the image could not be looked at: {error.message}")
+        try:
+            written = await self._write(wanted, image, record)
+        except AdapterError as error:
+            fields = {"function": record.key, "why": error.why or error.message}
+            logger.warning("an edit was not taken", extra={"fields": fields})  # the watch tells of it again
+            return
+        if self._accept(written) and self._listener is not None and written.entry is not None:
+            self._listener.deployed(written.entry)
+
+    # Namespaces ---------------------------------------------------------------------------------
+
+    def _namespace_changed(self, _key: str, old: Namespace | None, new: Namespace | None) -> None:
+        if new is not None:
+            self._join(new)
+        elif old is not None and old.name != self._default:
+            self._leave(old.name)
+
+    def _join(self, namespace: Namespace) -> None:
+        is_new = namespace.name not in self._known
+        self._known[namespace.name] = namespace
+        if not is_new:
+            return
+        informer = Informer(self._api, CONFIG_MAPS.path(namespace.name), read_record, label_selector=SELECTOR)
+        informer.on_change(self._record_changed)
+        self._informers[namespace.name] = informer
+        self._joined(namespace.name)
+        self._watches[namespace.name] = asyncio.get_running_loop().create_task(informer.run())
+
+    def _leave(self, name: str) -> None:
+        if self._known.pop(name, None) is None:
+            return
+        self._watches.pop(name).cancel()
+        del self._informers[name]
+        self._left(name)
+        for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
+            self._forget(record)
+            if self._listener is not None:
+                self._listener.removed(record.key)
+
+    def namespaces(self) -> list[str]:
+        return sorted(self._known)
+
+    def keeps_snapshots(self, name: str) -> bool:
+        return name in self._known and self._known[name].keeps_snapshots
+
+    def namespace(self, name: str) -> dict[str, Any]:
+        if name not in self._known:
+            raise unknown_namespace(name)
+        namespace = self._known[name]
+        return {"name": name, "annotations": _shown(namespace.annotations), "labels": _shown(namespace.labels)}
+
+    async def put_namespace(self, name: str, facts: dict[str, Any], *, new: bool) -> None:
+        if not new:
+            self.namespace(name)
+            changed = await self._api.patch(NAMESPACES.path(name=name), {"metadata": _marked(facts)})
+        else:
+            if name in self._known:
+                raise namespace_exists(name)
+            try:
+                changed = await self._api.create(NAMESPACES.path(), NAMESPACES.body(name, metadata=_marked(facts)))
+            except Conflict as error:
+                raise Conflict(
+                    f"The namespace {name} exists already, and is not one of functions.",
+                    hint=f"Make it one: kubectl label namespace {name} {NAMESPACE_MARK}=1",
+                    code="namespace-exists",
+                ) from error
+            await self._become_member(name)
+        made = read_namespace(changed, self._default)
+        if made is not None:
+            self._join(made)
+
+    async def _become_member(self, name: str) -> None:
+        membership = self._membership
+        if not membership.role:
+            return
+        body = _ROLE_BINDINGS.body(
+            membership.account,
+            name,
+            metadata={"labels": {MANAGED_BY: MANAGER}},
+            roleRef={"apiGroup": _ROLE_BINDINGS.group, "kind": "ClusterRole", "name": membership.role},
+            subjects=[{"kind": "ServiceAccount", "name": membership.account, "namespace": membership.namespace}],
+        )
+        try:
+            await self._api.create(_ROLE_BINDINGS.path(name), body)
+        except Conflict:
+            pass
+
+    async def remove_namespace(self, name: str) -> None:
+        self.namespace(name)
+        check_unused(name, self.functions(name))
+        if name == self._default:
+            raise Conflict(f"The namespace {name} cannot be removed: it is the default one.", code="namespace-in-use")
+        await self._api.delete(NAMESPACES.path(name=name))
+        self._leave(name)
+
+    # Secrets ------------------------------------------------------------------------------------
+
+    async def secrets(self, namespace: str) -> list[str]:
+        return await self._secrets.names(namespace)
+
+    async def missing_secrets(self, namespace: str, names: Sequence[str]) -> list[str]:
+        return await self._secrets.missing(namespace, names)
+
+    async def put_secret(self, namespace: str, name: str, value: bytes, *, new: bool) -> None:
+        await self._secrets.put(namespace, name, value, new=new)
+
+    async def remove_secret(self, namespace: str, name: str) -> None:
+        await self._secrets.remove(namespace, name)
+
+
+# Records ------------------------------------------------------------------------------------------
+
+
+def record_of(deployment: FunctionDeployment, revision: int, image: ImageFacts | None) -> dict[str, Any]:
+    """The ConfigMap of a function."""
+    text = json.dumps(deployment.to_json(), indent=1, sort_keys=True)
+    data = {"deployment": text, "revision": str(revision), "digest": _digest(text)}
+    if image is not None:
+        data["image"] = json.dumps(image.to_json(), indent=1)
+    labels = {OPENFAAS_LABEL: deployment.service, MANAGED_BY: MANAGER}
+    name = record_name(deployment.service)
+    return CONFIG_MAPS.body(name, deployment.namespace, metadata={"labels": labels}, data=data)
+
+
+def read_record(data: Mapping[str, Any]) -> Record:
+    """Of the API server's JSON. Raises `KeyError` where it is no ConfigMap of ours at all."""
+    metadata, said = data["metadata"], data.get("data") or {}
+    name, namespace = metadata["labels"][OPENFAAS_LABEL], metadata["namespace"]
+    key, uid, version = f"{name}.{namespace}", metadata["uid"], metadata["resourceVersion"]
+    try:
+        text = said["deployment"]
+        deployment = FunctionDeployment.from_json(json.loads(text))
+        if (deployment.service, deployment.namespace) != (name, namespace) or metadata["name"] != record_name(name):
+            raise ValueError(f"it says that it is {deployment.key}")  # told below, like the others
+        revision, is_edited = int(said["revision"]), said.get("digest") != _digest(text)
+        image = ImageFacts.from_json(json.loads(said["image"])) if said.get("image") else None
+        entry = Entry(deployment, revision, metadata["creationTimestamp"], image)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Record(key, uid, version, None, problem=f"{type(error).__name__}: {error}")
+    return Record(key, uid, version, entry, is_edited)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+# Namespaces ---------------------------------------------------------------------------------------
+
+
+def read_namespace(data: Mapping[str, Any], default: str) -> Namespace | None:
+    """One of functions; None where it is none, or goes."""
+    metadata = data["metadata"]
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    marks = (labels.get(NAMESPACE_MARK), annotations.get(NAMESPACE_MARK))
+    if "deletionTimestamp" in metadata or not ({"1", "true"} & set(marks) or metadata["name"] == default):
+        return None
+    return Namespace(metadata["name"], tuple(labels.items()), tuple(annotations.items()))
+
+
+def _marked(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As metadata of a namespace of functions; the mark as OpenFaaS has it, and as a selector can find it."""
+    return {kind: {**facts.get(kind, {}), NAMESPACE_MARK: "1"} for kind in ("annotations", "labels")}
+
+
+def _shown(texts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Without what Kubernetes and we write."""
+    return {name: value for name, value in texts if name not in (NAMESPACE_MARK, "kubernetes.io/metadata.name")}
