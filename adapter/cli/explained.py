@@ -24,7 +24,14 @@ from adapter.cluster.resources import (
     Resource,
 )
 from adapter.errors import ConfigError, NotFound
-from adapter.keys import ADMITTED_ANNOTATION, DERIVED_ANNOTATION, DOMAIN, OPENFAAS_LABEL, PLACEMENT_ANNOTATION
+from adapter.keys import (
+    ADMITTED_ANNOTATION,
+    DERIVED_ANNOTATION,
+    DOMAIN,
+    OPENFAAS_LABEL,
+    PATCHED_ANNOTATION,
+    PLACEMENT_ANNOTATION,
+)
 from adapter.policy.placement import Verdict, place
 from adapter.spec import FIELDS
 
@@ -127,7 +134,10 @@ async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
             hint=f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.",
             code="not-ours",
         )
-    return _explained("pod", name, intent, nodes, node=holder(pod), decision=_decision(pod), scheduler=_scheduler(pod))
+    unseen = PATCHED_ANNOTATION not in object_in(metadata, "annotations")
+    notes = ("the webhook of gpufn's did not see this pod: it is as its framework made it",) if unseen else ()
+    facts = {"node": holder(pod), "decision": _decision(pod), "scheduler": _scheduler(pod)}
+    return _explained("pod", name, intent, nodes, notes=notes, **facts)
 
 
 def _as_made(pod: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +190,7 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
             hint=f"Write {DOMAIN}/… on its template, or a GPU limit.",
             code="not-ours",
         )
-    words = await kept(api, intent, template.revision)
+    words = "" if intent.framework == "plain" else await kept(api, intent, template.revision)
     return _explained("function", name, intent, nodes, notes=template.notes, kept=words)
 
 
@@ -190,10 +200,12 @@ async def _template(api: Api, name: str, namespace: str) -> _Template | None:
     if service is not None:
         return await _of_service(api, service)
     record = await _optional(api, CONFIG_MAPS, namespace, f"function-{name}")
+    if record is None and (template := await _of_deployment(api, name, namespace)) is not None:
+        return template
     pods = await _pods(api, name, namespace)
     if pods:
         return _Template(_as_made(pods[-1]), "openfaas" if record is not None else "plain")
-    return await _of_deployment(api, name, namespace) if record is None else _of_record(record)
+    return None if record is None else _of_record(record)
 
 
 async def _of_service(api: Api, service: Mapping[str, Any]) -> _Template:

@@ -130,7 +130,11 @@ def test_gpus_of_a_cluster_without_gpufn_are_listed_too(cluster, ask):
 
 
 def admitted(**note):
-    return {"gpufn.dev/placement": json.dumps(note), "gpufn.dev/admitted-at": str(1_700_000_000 * 10**9)}
+    return {
+        "gpufn.dev/patched": "1",
+        "gpufn.dev/placement": json.dumps(note),
+        "gpufn.dev/admitted-at": str(1_700_000_000 * 10**9),
+    }
 
 
 def test_a_pod_is_explained_by_what_was_decided_and_how_it_is_now(cluster, ask):
@@ -191,6 +195,11 @@ def test_a_resource_that_the_webhook_chose_is_not_the_users(cluster, ask):
     _, out, _ = ask("explain", "half", "-o", "json")
     assert json.loads(out)["notes"] == []
     assert json.loads(out)["asked"] == ["gpu = 0.5"]
+
+
+def test_a_pod_that_met_no_webhook_says_so(cluster, ask):
+    cluster.put_now(f"{PODS}/early", pod("early", "gpu-1", gpus=1))
+    assert "did not see this pod" in ask("explain", "early")[1]
 
 
 def test_a_strangers_pod_is_none_of_ours(cluster, ask):
@@ -293,6 +302,7 @@ def test_a_deployment_with_our_label_is_a_function_too(cluster, ask):
     code, out, _ = ask("explain", "own.default")
     assert code == 0
     assert "own.default (plain, tenant default)" in out
+    assert "KEPT" not in out  # nobody but its owner scales it
 
 
 def test_impossible_annotations_are_told_as_the_webhook_would(cluster, ask):
