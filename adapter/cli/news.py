@@ -84,7 +84,7 @@ _PHRASES: dict[str, Callable[[Fields], str]] = {
     "a function is ready": lambda f: _good(f"{_name(f)} is ready: {format_duration(f['seconds'])}"),
     "a function cannot be prepared": lambda f: _bad(f"{_name(f)} cannot be prepared: {f['why']}"),
     "a function cannot be taken up": lambda f: _bad(f"{_name(f)} cannot be taken up: {f['why']}"),
-    "parts of a deploy have no effect": lambda f: click.style(f"! {_name(f)}: {f['why']}", fg="yellow"),
+    "not all has effect": lambda f: click.style(f"! {_name(f)}: {f['why']}", fg="yellow"),
     "a replica is up": lambda f: _good(f"{_name(f)} is up: {format_duration(f['seconds'])} {f['rung']}"),
     "a start failed": lambda f: _bad(f"{_name(f)} did not start: {f['why']}"),
     "stopping a replica": lambda f: f"  {f['replica']} stops: {f['reason']}",
