@@ -64,9 +64,11 @@ async def would_be(api, value):
     return await api.create(KNATIVE_SERVICES.path(value["metadata"]["namespace"]), value, dry_run=True)
 
 
-def would_become(cluster, value):
-    """As `would_be`, of one that is there."""
-    return json.loads(cluster.kubectl("replace", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(value)))
+def replace(cluster, value, *options):
+    """Whatever Knative has written to it meanwhile: its status, and what follows from it."""
+    metadata = {name: text for name, text in value["metadata"].items() if name != "resourceVersion"}
+    whole = json.dumps({**value, "metadata": metadata})
+    return json.loads(cluster.kubectl("replace", "-o", "json", "-f", "-", *options, stdin=whole))
 
 
 def revisions(cluster, namespace):
@@ -114,7 +116,7 @@ def test_an_update_of_something_else_makes_no_revision(cluster, namespace, echo_
     before = revisions(cluster, namespace)
     changed = copy.deepcopy(live)
     changed["metadata"]["labels"] = {"team": "a"}
-    cluster.kubectl("replace", "-f", "-", stdin=json.dumps(admitted(changed, live)))
+    replace(cluster, admitted(changed, live))
     cluster.kubectl(
         "wait", "services.serving.knative.dev/f", "-n", namespace, "--for=jsonpath={.metadata.labels.team}=a"
     )
@@ -127,7 +129,7 @@ def test_an_annotation_that_changes_makes_one_revision_with_what_comes_of_it(clu
     live = create(cluster, namespace, admitted(service(namespace, echo_image, {"max": "2"})))
     changed = copy.deepcopy(live)
     changed["metadata"]["annotations"]["gpufn.dev/max"] = "3"
-    cluster.kubectl("replace", "-f", "-", stdin=json.dumps(admitted(changed, live)))
+    replace(cluster, admitted(changed, live))
     until_created(cluster, namespace, "f-00002")
     assert revisions(cluster, namespace) == ["f-00001", "f-00002"]
     newest = cluster.get("revisions.serving.knative.dev", "f-00002", "-n", namespace)
@@ -138,9 +140,9 @@ def test_a_template_that_keeps_its_name_is_taken_after_its_service_was_changed(c
     live = create(cluster, namespace, admitted(service(namespace, echo_image, {"max": "2"}, name="f-one")))
     changed = copy.deepcopy(live)
     changed["metadata"]["annotations"]["gpufn.dev/max"] = "3"
-    would_become(cluster, admitted(changed, live))
+    replace(cluster, admitted(changed, live), "--dry-run=server")
     changed["spec"]["template"]["metadata"]["name"] = "f-two"
-    found = would_become(cluster, admitted(changed, live))
+    found = replace(cluster, admitted(changed, live), "--dry-run=server")
     assert found["spec"]["template"]["metadata"]["annotations"][MAX_SCALE] == "3"
 
 
