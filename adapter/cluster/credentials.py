@@ -78,15 +78,14 @@ class Credentials:
 
     def _load(self) -> Access:
         from kubernetes.client import Configuration  # 0.7 s and 30 MB: only for who talks to a cluster
-        from kubernetes.config import ConfigException
 
         configuration = Configuration()
         configuration.ssl_ca_cert = None
         try:
             namespace = self._load_pod(configuration) if self._in_cluster else self._load_files(configuration)
             headers = _headers(configuration)
-        except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise self._unusable(exc) from exc
+        except Exception as exc:  # whatever a file that is none does to the package
+            raise self._unusable(exc) from None
         self._configuration = configuration
         return Access(
             configuration.host,
@@ -120,7 +119,7 @@ class Credentials:
         try:
             headers = _headers(self._configuration)
         except Exception as exc:  # whatever a plugin's answer does to the package
-            raise self._unusable(exc) from exc
+            raise self._unusable(exc) from None
         if headers == access.headers:
             return access
         return Access(access.url, access.namespace, access.tls, access.server_name, access.proxy, headers)
@@ -130,10 +129,18 @@ class Credentials:
         is_nowhere = self._in_cluster and "KUBERNETES_SERVICE_HOST" not in self._environ
         return ConfigError(
             "No Kubernetes cluster is configured." if is_nowhere else f"{place} gives no access to a cluster.",
-            why="There is no kubeconfig, and this is no pod." if is_nowhere else f"{type(exc).__name__}: {exc}"[:300],
+            why="There is no kubeconfig, and this is no pod." if is_nowhere else _said(exc),
             hint="Name a kubeconfig with KUBECONFIG, or a context that it has with --context.",
             code="no-cluster",
         )
+
+
+def _said(exc: Exception) -> str:
+    """Without what the package quotes of the file, which may be a token: that comes after ``in``."""
+    text = str(exc).partition(" in ")[0] if str(type(exc).__module__).startswith("kubernetes.") else ""
+    if isinstance(exc, (OSError, ValueError)):
+        text = str(exc)
+    return f"{type(exc).__name__}: {text}"[:300] if text else f"{type(exc).__name__}."
 
 
 def _kubeconfig_files(kubeconfig: Path | None, environ: Mapping[str, str]) -> list[Path]:

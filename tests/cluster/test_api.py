@@ -101,7 +101,7 @@ class TestReal(ApiScenes):
 
         self.play(scene)
 
-    def test_certificates_are_kept_where_the_api_server_looks(self):
+    def test_certificates_are_kept_where_the_api_server_looks(self, control_plane):
         async def scene(api, namespace):
             for name in (SYSTEM_NAMESPACE, AGENT_NAMESPACE):
                 await api.apply(NAMESPACES.path(name=name), NAMESPACES.body(name))
@@ -123,5 +123,9 @@ class TestReal(ApiScenes):
             [patched] = (await api.get(path))["webhooks"]
             assert patched["clientConfig"]["caBundle"]
             await api.delete(path)
+            for name in (SYSTEM_NAMESPACE, AGENT_NAMESPACE):
+                await api.delete(NAMESPACES.path(name=name))
+            await asyncio.to_thread(control_plane.kubectl, "wait", "namespace", SYSTEM_NAMESPACE, AGENT_NAMESPACE,
+                                    "--for=delete", "--timeout=60s")  # fmt: skip
 
         self.play(scene)
