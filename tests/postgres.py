@@ -1,0 +1,50 @@
+"""A real PostgreSQL for tests: the one that is named, or a private one while they run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def _programs() -> Path | None:
+    """The folder of initdb and pg_ctl: Debian keeps it off the PATH."""
+    found = shutil.which("initdb")
+    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return folders[-1] if folders else None
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """A URL of a database in which schemas may be made: GPUFN_TEST_POSTGRES_URL, or a server of our own.
+
+    It listens on a Unix socket only, in a folder of its user, and is gone with the tests.
+    """
+    if os.environ.get("GPUFN_TEST_POSTGRES_URL"):
+        yield os.environ["GPUFN_TEST_POSTGRES_URL"]
+        return
+    programs = _programs()
+    if programs is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is a must in CI: install the package postgresql", pytrace=False)
+        pytest.skip("no PostgreSQL here: install it, or name a database in GPUFN_TEST_POSTGRES_URL")
+    as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+
+    def call(program, *arguments):
+        subprocess.run([programs / program, *arguments], check=True, capture_output=True, cwd="/", **as_user)
+
+    with tempfile.TemporaryDirectory(prefix="gpufn-postgres-") as folder:
+        if as_user:
+            shutil.chown(folder, "postgres", "postgres")
+        data = f"{folder}/data"
+        call("initdb", "--auth=trust", "--encoding=UTF8", "--no-sync", "--username=gpufn", data)
+        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
+        call("pg_ctl", "-D", data, "-l", f"{folder}/log", "-o", options, "-w", "start")
+        try:
+            yield f"postgresql://gpufn@/postgres?host={folder}"
+        finally:
+            call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
