@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+from prometheus_client import CollectorRegistry
 
 from adapter import errors
+from adapter.agent.metrics import Metrics as AgentMetrics
 from adapter.cli.main import COMMANDS, INTERRUPTED, gpufn
+from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics
 from adapter.errors import AdapterError
 from adapter.keys import CONFIG_FILE, DOMAIN
+from adapter.ledger.metrics import Metrics as LedgerMetrics
 from adapter.openfaas.metrics import Metrics as GatewayMetrics
 from adapter.openfaas.queue import LANE_LIMIT
 from adapter.packaging.application import IGNORE_FILE, LEFT_BEHIND, SECRET
@@ -219,15 +223,31 @@ def metrics() -> str:
         "## `gpufn up`: `/metrics` on its port\n\n"
         "The `gateway_…` names are OpenFaaS's, so that its dashboards work. `function_name` and `function` are\n"
         "`<name>.<namespace>`.\n\n"
-        + table(("metric", "type", "labels", "meaning"), _gateway_metrics())
+        + table(("metric", "type", "labels", "meaning"), _collected(GatewayMetrics().registry))
         + "\n## A replica: `/metrics` on port 8081 (`GPUFN_METRICS_PORT`)\n\n"
         "Replicas that `gpufn up` starts serve none: the gateway counts for them.\n\n"
         + table(("metric", "type", "meaning"), _replica_metrics())
+        + "\n## On a cluster\n\n"
+        "Each component serves `/metrics` on port 8080.\n"
+        + "\n### The webhook\n\n"
+        + table(("metric", "type", "labels", "meaning"), _collected(_registered(AdmissionMetrics)))
+        + "\n### The controller\n\n"
+        + table(("metric", "type", "labels", "meaning"), _collected(_registered(ControllerMetrics)))
+        + "\n### The ledger\n\n"
+        + table(("metric", "type", "labels", "meaning"), _collected(LedgerMetrics().registry))
+        + "\n### An agent\n\n"
+        + table(("metric", "type", "labels", "meaning"), _collected(AgentMetrics().registry))
     )
 
 
-def _gateway_metrics() -> Iterator[tuple[str, ...]]:
-    collectors = GatewayMetrics().registry._collector_to_names  # noqa: SLF001  # labels are nowhere public before a first sample
+def _registered(kind: Callable[[CollectorRegistry], object]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    kind(registry)
+    return registry
+
+
+def _collected(registry: CollectorRegistry) -> Iterator[tuple[str, ...]]:
+    collectors = registry._collector_to_names  # noqa: SLF001  # labels are nowhere public before a first sample
     for collector in collectors:
         family = next(iter(collector.collect()))
         name = family.name + ("_total" if family.type == "counter" else "")

@@ -20,7 +20,7 @@ from adapter.cli.scope import Scope, scope_options
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import ConfigError
 from adapter.policy.pricing import PricePlan
-from adapter.policy.report import GROUPS, ReportRow, report, unit_of
+from adapter.policy.report import GROUP_ALIASES, GROUPS, ReportRow, report, unit_of
 from adapter.records import LeaseInterval, LeasePhase
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -49,7 +49,8 @@ def _period_options(command: _Command) -> _Command:
 
 
 def _read_groups(_context: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(value.replace(",", " ").replace("-", "_").split()))
+    words = value.replace(",", " ").replace("-", "_").split()
+    names = tuple(dict.fromkeys(GROUP_ALIASES.get(word, word) for word in words))
     for name in names:
         if name not in GROUPS:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(GROUPS)}.")

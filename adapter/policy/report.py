@@ -26,6 +26,8 @@ GROUPS = (
     "price_class",
     "node",
 )
+GROUP_ALIASES = {"gpu": "gpu_model"}
+"""What else people call them."""
 GPU_SECONDS, REPLICA_SECONDS = "GPU-seconds", "replica-seconds"
 
 _EXACT = Context(prec=100)
