@@ -79,6 +79,8 @@ class Agent:
         self._seen_at_ns: dict[str, int] = {}
         self._logs: dict[str, PodLog] = {}
         self._listening: set[str] = set()
+        self._gone: dict[str, Pod] = {}
+        """Pods that the API server has no more, as it had them last: for one round."""
         self._told: dict[str, int] = {}
         """Of pods: the time of the event of the last start record that was put into the spool."""
         self._starts: list[tuple[str, int, StartRecord]] = []
@@ -146,7 +148,8 @@ class Agent:
 
     async def round(self) -> None:
         """Look at all there is, once."""
-        pods = {pod.uid: pod for pod in self._pods.snapshot().values()}
+        gone, self._gone = self._gone, {}
+        pods = gone | {pod.uid: pod for pod in self._pods.snapshot().values()}
         allocation = await self._ask_kubelet()
         intents = self._read_intents(pods)
         events = await asyncio.to_thread(self._read_logs, pods, intents)
@@ -263,6 +266,8 @@ class Agent:
         self._meter.forget(pods)
 
     def _noticed(self, _key: str, old: Pod | None, new: Pod | None) -> None:
+        if old is not None and (new is None or new.uid != old.uid):
+            self._gone[old.uid] = replace(old, is_over=True)
         if old != new:
             self.changed.set()
 

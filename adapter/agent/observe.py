@@ -48,14 +48,14 @@ def observe(
     """
     held = {uuid for _, _, uuid in meter.held()} - {CPU_DEVICE, UNKNOWN_DEVICE}
     meter.present({**dict.fromkeys(held, ""), **models}, now.boot_ns)
+    for uid in intents:
+        if pods[uid].deleted_at_ns:
+            meter.move(uid, LeasePhase.DRAINING, now.on_boot(pods[uid].deleted_at_ns))
     for key in meter.held():
         _let_go(meter, key, pods.get(key[0]), now)
-    for uid, intent in intents.items():
-        pod = pods[uid]
-        if allocation is not None:
-            _take(meter, pod, intent, allocation, models, now)
-        if pod.deleted_at_ns:
-            meter.move(uid, LeasePhase.DRAINING, now.on_boot(pod.deleted_at_ns))
+    if allocation is not None:
+        for uid, intent in intents.items():
+            _take(meter, pods[uid], intent, allocation, models, now)
     if allocation is not None:
         meter.others(_others(pods, intents, allocation), now.boot_ns)
 

@@ -283,7 +283,10 @@ def test_what_a_function_held_is_in_the_ledger_to_the_second(cluster, metering, 
     for _ in range(2):
         call(cluster, "sleeper", namespace, 1.5)
     metering.wait_for("busy time", lambda: seconds_by_phase(metering.leases("sleeper"))["running"] > 2.9)
+    last = threading.Thread(target=call, args=(cluster, "sleeper", namespace, 3))
+    last.start()
     cluster.kubectl("delete", "pod", "sleeper", "-n", namespace)
+    last.join()
     metering.wait_for("its end", lambda: "draining" in seconds_by_phase(metering.leases("sleeper")))
     leases = metering.leases("sleeper")
     assert {(i.device, i.share, i.node, i.tenant, i.price_class, i.gpu_model, i.namespace) for i in leases} == {
@@ -292,7 +295,7 @@ def test_what_a_function_held_is_in_the_ledger_to_the_second(cluster, metering, 
     assert device in gpu_ids(NODE, 2)
     assert all(first.ended_at_ns == second.started_at_ns for first, second in pairwise(leases))
     assert leases[0].started_at_ns / SECOND_NS == pytest.approx(started.timestamp(), abs=1.0)
-    assert 3.0 <= seconds_by_phase(leases)["running"] < 4.0
+    assert 3.0 <= seconds_by_phase(leases)["running"] < 7.0
     assert seconds_by_phase(leases)["restoring"] > 0
     [start] = metering.remote.starts("sleeper")
     names = [phase.name.value for phase in start.phases]

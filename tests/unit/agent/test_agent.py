@@ -198,6 +198,21 @@ def test_a_replicas_life(node):
     assert interval == (GPU, 1.0, "node-1", "acme", "embed-embed-12")
 
 
+def test_one_that_is_gone_when_the_agent_looks_ended_as_the_api_server_had_it_last(node):
+    async def play():
+        async with kubelet_of(node, embed=GPU):
+            node.start()
+            node.says((6, LISTENING), (8, SERVING))
+            await node.round(10, pod(started=5))
+            ended = pod(started=5, finished=34, deleted=True)
+            node.agent._pods._set("acme/embed", read_pod(ended))
+            await node.beat(36)
+
+    run(play())
+    assert node.span() == (5, 34)
+    assert node.phases() == [("restoring", 3), ("idle", 22), ("draining", 4)]
+
+
 def test_a_start_is_told_once_from_the_pods_beginning_whoever_reads_it_again(node):
     record = StartRecord(
         "function", "x", "1", "y", Rung.LOAD, int((WALL_S + 6) * SECOND_NS), 2 * SECOND_NS, (Phase(PhaseName.LOAD, 0, 2 * SECOND_NS),)
