@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts import adapter_image as adapter_image_builder
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
-from tests.testbed.images import Image
 from tests.testbed.nodes import Node, gpu_labels
 
 HERE = Path(__file__).parent
@@ -74,15 +74,28 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def plain_base(tmp_path_factory) -> Path:
-    """An OCI layout with a base image that has Python and little else."""
-    return functions.base_layout(tmp_path_factory.mktemp("plain-base") / "layout")
+def echo_image(cluster: Cluster, repository: Path, tmp_path_factory) -> str:
+    """The name of the image of functions/echo, which every node has."""
+    folder = tmp_path_factory.mktemp("echo-image")
+    layout = functions.base_layout(folder / "base")
+    image = functions.function_image("dev.local/echo:1", repository / "functions" / "echo", layout, folder)
+    cluster.load(image)
+    return image.name
 
 
 @pytest.fixture(scope="session")
-def echo_image(cluster: Cluster, plain_base: Path, repository: Path, tmp_path_factory) -> str:
-    """The name of the image of functions/echo, which every node has."""
-    folder = tmp_path_factory.mktemp("echo-image")
-    image: Image = functions.function_image("dev.local/echo:1", repository / "functions/echo", plain_base, folder)
+def embed_image(cluster: Cluster, repository: Path, tmp_path_factory) -> str:
+    """The name of the image of functions/embed, with torch and a real model; every node has it."""
+    folder, function = tmp_path_factory.mktemp("embed-image"), repository / "functions" / "embed"
+    layout = functions.base_layout(folder / "base", "python3-torch")
+    requirements = (function / "requirements.txt").read_text()
+    image = functions.function_image("dev.local/embed:1", function, layout, folder, requirements)
     cluster.load(image)
     return image.name
+
+
+@pytest.fixture(scope="session")
+def adapter_image(cluster: Cluster) -> str:
+    """The name of the image of gpufn's own components, made by manifests/image/Dockerfile; every node has it."""
+    cluster.load_archive(adapter_image_builder.archive())
+    return adapter_image_builder.NAME

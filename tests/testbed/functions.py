@@ -32,7 +32,7 @@ def base_layout(folder: Path, *packages: str) -> Path:
 
 def function_image(name: str, function: Path, layout: Path, folder: Path, requirements: str = "") -> Image:
     """The image NAME of a function's folder, over `run` of a base layout. `folder` takes layers that are made anew."""
-    packages = wheels.fetch(CACHE, f"{requirements}{SHIM_PACKAGES}", REPOSITORY / "requirements-dev.lock")
+    packages = wheels.fetch(CACHE, f"{requirements}\n{SHIM_PACKAGES}", REPOSITORY / "requirements-dev.lock")
     site = CACHE / "layers" / f"{packages.name}.tar"
     site.parent.mkdir(parents=True, exist_ok=True)
     if not site.exists():
