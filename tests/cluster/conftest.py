@@ -15,16 +15,11 @@ import pytest
 from scripts import adapter_image as adapter_image_builder
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
-from tests.testbed.nodes import Node, gpu_labels
+from tests.testbed.nodes import two_nodes
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 600
 """The first test starts the cluster, and makes the images that all share where the cache has none."""
-
-NODES = (
-    Node("node1", gpus=2, labels=gpu_labels(count=2)),
-    Node("node2", gpus=1, labels=gpu_labels("NVIDIA-A100-SXM4-40GB", 40960, family="ampere", compute_minor="0")),
-)
 
 CLUSTERS: list[Cluster] = []
 
@@ -61,7 +56,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes with pretended GPUs, Knative Serving, and an ingress."""
-    yield from _started(Cluster(NODES, knative=True))
+    yield from _started(Cluster(two_nodes(), knative=True))
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
+from tests.stubs.build import why_not as why_no_stubs
 from tests.testbed.cluster import Cluster
 from tests.testbed.machines import wait_until
 from tests.testbed.nodes import gpu_ids
 from tests.testbed.programs import PYTHON
-from tests.testbed.slots import SLOTS
+from tests.testbed.slots import CGROUP, CGROUPS, SLOTS, Slot
 
 WAIT_S = 90
 
@@ -33,11 +35,15 @@ def pod(name: str, namespace: str, image: str, *command: str, **spec: Any) -> di
 
 
 def said(cluster: Cluster, namespace: str, name: str) -> str:
-    """What a pod printed that ran to its end. Raises where it failed."""
-    cluster.kubectl(
-        "wait", "pod", name, "-n", namespace, "--for=jsonpath={.status.phase}=Succeeded", f"--timeout={WAIT_S}s"
-    )
-    return cluster.kubectl("logs", name, "-n", namespace)
+    """What a pod printed that ran to its end, which must be a good one."""
+
+    def phase() -> str:
+        return cluster.get("pod", name, "-n", namespace)["status"]["phase"]
+
+    wait_until(f"end of {name}", lambda: phase() in {"Succeeded", "Failed"}, WAIT_S)
+    printed = cluster.kubectl("logs", name, "-n", namespace)
+    assert phase() == "Succeeded", printed
+    return printed
 
 
 def ksvc(name: str, namespace: str, image: str, **annotations: str) -> dict[str, Any]:
@@ -65,6 +71,35 @@ def test_a_pod_gets_the_gpus_that_the_kubelet_gave_it(cluster, namespace, echo_i
     given = said(cluster, namespace, "gpu").strip()
     node = cluster.get("pod", "gpu", "-n", namespace)["spec"]["nodeName"]
     assert given in gpu_ids(node, cluster.nodes[node].node.gpus)
+
+
+def test_a_container_sees_the_driver_and_the_gpus_that_its_node_has(cluster, namespace, echo_image):
+    if not cluster.nodes["node1"].driver:
+        pytest.skip(why_no_stubs())
+    look = """
+import ctypes
+nvml, count, name = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_uint(), ctypes.create_string_buffer(96)
+assert nvml.nvmlInitWithFlags(0) == 0 and nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
+device = ctypes.c_void_p()
+assert nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) == 0
+assert nvml.nvmlDeviceGetUUID(device, name, 96) == 0
+print(count.value, name.value.decode())
+"""
+    looking = pod("looking", namespace, echo_image, "python3", "-c", look, nodeName="node1")
+    looking["spec"]["containers"][0]["env"] = [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]
+    cluster.apply([looking])
+    assert said(cluster, namespace, "looking").split() == ["2", gpu_ids("node1", 2)[0]]
+
+
+def test_a_gpu_out_of_order_is_no_longer_offered(cluster):
+    node = cluster.nodes["node2"]
+    node.break_gpus(*gpu_ids("node2", 1))
+    try:
+        offered = "--for=jsonpath={.status.allocatable.nvidia\\.com/gpu}=0"
+        cluster.kubectl("wait", "node/node2", offered, f"--timeout={WAIT_S}s")
+    finally:
+        node.break_gpus()
+        cluster.kubectl("wait", "node/node2", offered[:-1] + "1", f"--timeout={WAIT_S}s")
 
 
 def test_more_gpus_than_a_node_has_stay_pending(cluster, namespace, echo_image):
@@ -165,10 +200,27 @@ def test_an_api_server_that_was_killed_comes_back(control_plane):
     control_plane.kubectl("get", "configmap", "kept")
 
 
+def test_an_api_server_that_hangs_goes_on(control_plane):
+    server = control_plane.components["kube-apiserver"]
+    server.send(signal.SIGSTOP)
+    assert not control_plane.is_ready()
+    server.send(signal.SIGCONT)
+    wait_until("API server", control_plane.is_ready, WAIT_S, [server])
+
+
+MAKER = """
+import sys
+from tests.testbed.cluster import Cluster
+from tests.testbed.nodes import Node
+cluster = Cluster([Node("node1")]).start()
+print(cluster.addresses.number, flush=True)
+sys.stdin.read()
+"""
+
+
 def test_nothing_is_left_of_a_cluster_whose_maker_was_killed():
-    make = "import sys\nfrom tests.testbed.cluster import Cluster\nc = Cluster().start()\nprint(c.addresses.number, flush=True)\nsys.stdin.read()"
     maker = subprocess.Popen(
-        [sys.executable, "-c", make],
+        [sys.executable, "-c", MAKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -179,17 +231,32 @@ def test_nothing_is_left_of_a_cluster_whose_maker_was_killed():
     with maker, maker.stdin, maker.stdout:
         number = maker.stdout.readline().strip()
         assert number, "no cluster"
+        folder, group = SLOTS / number, f"{CGROUP}/{number}"
+        places = [folder, *CGROUPS.glob(group), *CGROUPS.glob(f"*/{group}")]
+        assert len(places) > 1
+        left = {place: _identity(place) for place in places}
+        programs = _processes(str(folder))
+        assert len(programs) > 5
         maker.send_signal(signal.SIGKILL)
-    folder = f"{SLOTS}/{number}/".encode()
+    wait_until("end of its processes", lambda: not programs & _processes(str(folder)), WAIT_S)
+    Slot.take().release()  # the next cluster's start cleans up
+    assert [place for place in places if _identity(place) == left[place]] == []
 
-    def alive() -> list[Path]:
-        return [path for path in Path("/proc").glob("[0-9]*/cmdline") if folder in _read(path)]
 
-    wait_until("end of its processes", lambda: not alive(), 30)
-    wait_until("end of its network", lambda: not Path(f"/sys/class/net/gpufn-{number}").exists(), 30)
-    with Cluster():  # cleans up behind the dead
-        taken = {path.name for path in SLOTS.glob("*.lock")}
-        assert f"{number}.lock" in taken
+def _identity(path: Path) -> tuple[int, int]:
+    """The next cluster may have the same number, and so the same paths."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_ctime_ns
+
+
+def _processes(folder: str) -> set[tuple[str, str]]:
+    """Id and start of those whose command has files there."""
+    commands = {path.parent: _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+    having = [process for process, command in commands.items() if f"{folder}/".encode() in command]
+    return {(process.name, _read(process / "stat").decode().rpartition(")")[2].split(" ")[20]) for process in having}
 
 
 def _read(path: Path) -> bytes:

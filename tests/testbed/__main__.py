@@ -13,15 +13,11 @@ from pathlib import Path
 
 from tests.testbed.cluster import Cluster
 from tests.testbed.machines import TestbedFailed
-from tests.testbed.nodes import Node, gpu_labels, import_archive
+from tests.testbed.nodes import import_archive, two_nodes
 from tests.testbed.programs import PYTHON, why_not
 from tests.testbed.slots import SLOTS
 
 PID_FILE = "served-by"
-NODES = (
-    Node("node1", gpus=2, labels=gpu_labels(count=2)),
-    Node("node2", gpus=1, labels=gpu_labels("NVIDIA-A100-SXM4-40GB", 40960, family="ampere", compute_minor="0")),
-)
 
 
 def up(words: list[str]) -> int:
@@ -47,7 +43,7 @@ def serve(*, knative: bool) -> int:
     """A cluster until SIGTERM. Closes its standard output when it is ready."""
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Cluster(NODES, knative=knative) as cluster:
+    with Cluster(two_nodes(), knative=knative) as cluster:
         (cluster.folder / PID_FILE).write_text(str(os.getpid()))
         print(_welcome(cluster, time.monotonic() - began), flush=True)
         with open(os.devnull, "w") as nowhere:
@@ -75,7 +71,7 @@ def _served() -> Iterator[tuple[str, int]]:
 
 
 def _welcome(cluster: Cluster, seconds: float) -> str:
-    nodes = ", ".join(f"{node.name} ({node.gpus} GPUs)" for node in NODES)
+    nodes = ", ".join(f"{name} ({node.node.gpus} GPUs)" for name, node in cluster.nodes.items())
     lines = [
         f"export KUBECONFIG={cluster.kubeconfig}",
         f"export PATH={cluster.site.programs.kubernetes}:$PATH",

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from tests.testbed import control_plane, knative, kwok
 from tests.testbed.certificates import Authority
 from tests.testbed.images import Image, program_image
 from tests.testbed.machines import ENVIRONMENT, Component, Machine, TestbedFailed, run, wait_until
-from tests.testbed.nodes import PAUSE_IMAGE, Node, RunningNode
+from tests.testbed.nodes import PAUSE_IMAGE, RUNTIME_CLASS, Node, RunningNode
 from tests.testbed.programs import PYTHON, find
 from tests.testbed.site import Site
 from tests.testbed.slots import Addresses, Slot
@@ -124,7 +125,7 @@ class Cluster:
     def _wait_for_nodes(self, machine: Machine) -> None:
         site = self.site
         self._component("coredns", machine, control_plane.dns(site)).start()
-        self.apply(control_plane.dns_service(site))
+        self.apply([*control_plane.dns_service(site), RUNTIME_CLASS])
         if self._with_knative:
             self._start_knative(machine)
         self.kubectl("wait", "node", *self.nodes, "--for=condition=Ready", "--timeout=100s")
@@ -160,7 +161,7 @@ class Cluster:
     def is_ready(self) -> bool:
         """The API server's own word."""
         with contextlib.suppress(TestbedFailed):
-            return self.kubectl("get", "--raw", "/readyz") == "ok"
+            return self.kubectl("get", "--raw", "/readyz", "--request-timeout=2s") == "ok"
         return False
 
     def _component(
@@ -203,13 +204,15 @@ class Cluster:
 
     def load(self, *images: Image) -> None:
         """Gives images to all nodes; pods find them there by name."""
-        for node in self.nodes.values():
-            node.load(*images)
+        self._on_all_nodes(lambda node: node.load(*images))
 
     def load_archive(self, archive: Path) -> None:
         """Gives the images of a docker or OCI archive to all nodes, by the names in it."""
-        for node in self.nodes.values():
-            node.load_archive(archive)
+        self._on_all_nodes(lambda node: node.load_archive(archive))
+
+    def _on_all_nodes(self, act: Callable[[RunningNode], None]) -> None:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(act, self.nodes.values()))
 
     def add_kwok_nodes(
         self,

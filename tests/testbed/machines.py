@@ -134,15 +134,19 @@ class Component:
         return self._process is not None and self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        """To the program itself."""
+        """To the program itself; SIGSTOP makes it hang, SIGCONT ends that."""
         assert self._process is not None
-        os.kill(_only_child(self._process.pid), number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_only_child(self._process.pid), number)
+        if number == signal.SIGCONT:  # nsenter stops itself when what it waits for was stopped
+            self._process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 30) -> None:
-        """Ends it, gently or, with SIGKILL, not; returns when it has ended."""
+        """Ends it, gently or, with SIGKILL, not; returns when it has ended. One that was stopped goes on for it."""
         assert self._process is not None
         if self.is_running:
             self.send(number)
+            self.send(signal.SIGCONT)
         self._process.wait(timeout_s)
 
     def kill(self) -> None:
@@ -151,6 +155,7 @@ class Component:
     def forget(self) -> None:
         """After its machine's end."""
         if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
             self._process.wait()
 
     def tail(self, lines: int = 15) -> str:

@@ -11,6 +11,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.stubs import build as stubs
+from tests.stubs.simulated import Simulated, StubGpu
+from tests.testbed import device_plugin, nvidia_runtime
 from tests.testbed.images import Image, write_archive
 from tests.testbed.machines import Component, Machine, run, wait_until
 from tests.testbed.programs import CNI, PYTHON
@@ -18,6 +21,14 @@ from tests.testbed.site import DNS_SERVICE, DOMAIN, Site, flags
 
 PAUSE_IMAGE = "gpufn.test/pause:1"
 PODS_PER_NODE = 110
+
+RUNTIME_CLASS = {
+    "apiVersion": "node.k8s.io/v1",
+    "kind": "RuntimeClass",
+    "metadata": {"name": "nvidia"},
+    "handler": "nvidia",
+}
+DRIVER = Path("/var/lib/nvidia-driver")
 
 KERNEL_SETTINGS = {
     "vm/overcommit_memory": 1,
@@ -32,17 +43,21 @@ KERNEL_SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """What a node shall be. `gpus` are pretended ones, which its device plugin offers as ``nvidia.com/gpu``."""
+    """What a node shall be. `gpus` are pretended ones, which its device plugin offers as ``nvidia.com/gpu``.
+
+    With a `driver` containers that see GPUs get the simulated one of tests/stubs, as from NVIDIA's container runtime; it
+    shows the GPUs that the labels tell of."""
 
     name: str
     gpus: int = 0
+    driver: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     taints: Sequence[str] = ()
     """``key=value:effect``."""
 
 
 def gpu_labels(product: str = "NVIDIA-L4", memory_mib: int = 23034, count: int = 1, **more: str) -> dict[str, str]:
-    """What GPU Feature Discovery writes on a node; `more` are further names after ``nvidia.com/``, `_` for `.`."""
+    """What GPU Feature Discovery writes on a node; `more` are others, after ``nvidia.com/``, with `_` for `.`."""
     labels = {
         "gpu.present": "true",
         "gpu.product": product,
@@ -73,6 +88,16 @@ def gpu_ids(node: str, count: int) -> list[str]:
     return [f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{index}.{node}')}" for index in range(count)]
 
 
+def two_nodes() -> tuple[Node, Node]:
+    """What tests and `make cluster-up` have, with a driver where it can be built."""
+    has_driver = not stubs.why_not()
+    ampere = gpu_labels("NVIDIA-A100-SXM4-40GB", 40960, gpu_family="ampere", gpu_compute_minor="0")
+    return (
+        Node("node1", gpus=2, driver=has_driver, labels=gpu_labels(count=2)),
+        Node("node2", gpus=1, driver=has_driver, labels=ampere),
+    )
+
+
 class RunningNode:
     """A node whose programs run. `folder` on this computer has what the node has in /var/lib, /run and /var/log."""
 
@@ -90,6 +115,8 @@ class RunningNode:
         self.folder = site.folder / node.name
         self._bases: set[str] = set()
         self.machine = self._make_machine(site, control_plane)
+        self.driver = self._install_driver() if node.driver else None
+        """The simulated machine that its GPUs are of: to lose them, or to script faults."""
         self._connect(site, control_plane)
         containerd = ["containerd", "--config", str(self._containerd_settings())]
         plugin = [sys.executable, "-m", "tests.testbed.device_plugin", *gpu_ids(self.name, node.gpus)]
@@ -135,6 +162,23 @@ class RunningNode:
         mounts[site.write(f"{self.name}/resolv.conf", "")] = "/etc/resolv.conf"
         return control_plane.another(self.name, mounts)
 
+    def break_gpus(self, *gpus: str) -> None:
+        """Its device plugin says of these, and of no others, that they are out of order."""
+        (self.folder / "var-lib" / device_plugin.UNHEALTHY.relative_to("/var/lib")).write_text("\n".join(gpus))
+
+    def _install_driver(self) -> Simulated:
+        place = self.folder / "var-lib" / DRIVER.relative_to("/var/lib")
+        driver = Simulated(place, libraries=place)
+        stubs.build(place)
+        labels = self.node.labels
+        model = labels.get("nvidia.com/gpu.product", "Simulated-GPU").replace("-", " ")
+        memory = int(labels.get("nvidia.com/gpu.memory", "8192")) << 20
+        driver.set(*(StubGpu(gpu, memory, name=model) for gpu in gpu_ids(self.name, self.node.gpus)))
+        runtime = self.folder / "nvidia-container-runtime"
+        runtime.write_text(nvidia_runtime.wrapper(sys.executable, str(DRIVER)))
+        runtime.chmod(0o755)
+        return driver
+
     def _connect(self, site: Site, control_plane: Machine) -> None:
         """A cable to the cluster's switch, and routes: to this node's pods, and to all else by way of this computer."""
         control_plane.script(
@@ -156,12 +200,19 @@ class RunningNode:
         return {"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": addresses}]}
 
     def _containerd_settings(self) -> Path:
+        runtime, program = ("nvidia", self.folder / "nvidia-container-runtime") if self.driver else ("runc", "runc")
         path = self.folder / "containerd.toml"
         path.write_text(f"""version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   disable_apparmor = true
   restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "{runtime}"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{runtime}]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{runtime}.options]
+        BinaryName = "{program}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{CNI}"
     conf_dir = "{self.folder}/cni"

@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import IO
 
@@ -113,6 +114,7 @@ class Slot:
         self._lock.close()
 
     def _clean(self) -> None:
+        self._end_waiting()
         for hierarchy in _hierarchies():
             for folder, _, _ in os.walk(hierarchy / self.cgroup.lstrip("/"), topdown=False):
                 with contextlib.suppress(FileNotFoundError):
@@ -121,6 +123,14 @@ class Slot:
                 (hierarchy / CGROUP).rmdir()
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+    def _end_waiting(self) -> None:
+        """Kills each nsenter that was stopped when its program was, and so never learned of its end."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                words = path.read_bytes().split(b"\0")
+                if words[0] == b"nsenter" and any(f"{self.folder}/".encode() in word for word in words):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _hierarchies() -> list[Path]:
