@@ -7,6 +7,8 @@ other's. Only what decisions need stays in memory.
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +22,13 @@ from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import GPU_NODES, NAMESPACES, NODES, PODS, RUNTIME_CLASSES
 from adapter.controller.reservations import Reservations
 from adapter.errors import ConfigError
-from adapter.keys import ADMITTED_ANNOTATION, FUNCTION_LABEL, KNATIVE_REVISION_LABEL, OPENFAAS_LABEL
+from adapter.keys import (
+    ADMITTED_ANNOTATION,
+    FUNCTION_LABEL,
+    KNATIVE_REVISION_LABEL,
+    OPENFAAS_LABEL,
+    PLACEMENT_ANNOTATION,
+)
 from adapter.policy.placement import Node
 
 _HOSTNAME = "kubernetes.io/hostname"
@@ -30,12 +38,13 @@ _FUNCTION_LABELS = frozenset({KNATIVE_REVISION_LABEL, OPENFAAS_LABEL, FUNCTION_L
 @dataclass(frozen=True, slots=True)
 class PodFacts:
     """A pod that takes `amounts` of a `node`; or one of a function that has no node yet: then `waiting` is the pod.
-    `mark` is what its reservation is known by."""
+    `mark` is what its reservation is known by, and `promised` the node that a webhook chose for it."""
 
     node: str
     amounts: Amounts = field(default_factory=dict)
     mark: str = ""
     waiting: Mapping[str, Any] | None = None
+    promised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +57,19 @@ class AgentFacts:
 
 
 class ClusterView:
-    """Run it in a task; `synced` says when it knows all. Nodes it gives are new values when something changed."""
+    """Run it in a task; `why_not` says when it knows all. Nodes it gives are new values when something changed.
 
-    def __init__(self, api: Api, reservations: Reservations | None = None, rhythm: Rhythm = USUAL) -> None:
+    `hears_promises`: what other webhooks chose for pods without a node counts as used, as what this one chose does.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        reservations: Reservations | None = None,
+        rhythm: Rhythm = USUAL,
+        *,
+        hears_promises: bool = True,
+    ) -> None:
         self.reservations = Reservations() if reservations is None else reservations
         self.nodes: Informer[Mapping[str, Any]] = Informer(api, NODES.path(), _read_node, rhythm=rhythm)
         self.gpu_nodes: Informer[AgentFacts] = Informer(
@@ -65,6 +84,7 @@ class ClusterView:
         )
         self.namespaces: Informer[Mapping[str, str]] = Informer(api, NAMESPACES.path(), _labels, rhythm=rhythm)
         self.runtime_classes: Informer[bool] = Informer(api, RUNTIME_CLASSES.path(), lambda _: True, rhythm=rhythm)
+        self._hears_promises = hears_promises
         self._held: dict[str, Counter[str]] = {}
         self._made: dict[str, Node] = {}
         self._stale: set[str] = set()
@@ -157,8 +177,23 @@ class ClusterView:
                 for resource, amount in facts.amounts.items():
                     held[resource] += sign * amount
                 self._stale.add(facts.node)
-        if new is not None and new.node and new.mark and (node := self.reservations.drop(new.mark)):
+        if new is not None and not new.node:
+            if new.promised and old is None:
+                self._hear(new)
+        elif (pod := new or old) is not None and (node := self.reservations.drop(pod.mark)):
             self._stale.add(node)
+
+    def _hear(self, pod: PodFacts) -> None:
+        """Of a choice that may be another's."""
+        if self._hears_promises and pod.mark not in self.reservations:
+            self.promise(pod.mark, pod.promised, pod.amounts)
+
+
+async def settle(caches: Iterable[Informer[Any]]) -> None:
+    """Returns when all have synced; garbage collections do not look at what they hold then: it is there to stay."""
+    await asyncio.gather(*(cache.synced.wait() for cache in caches))
+    gc.collect()
+    gc.freeze()
 
 
 # ----------------------------------------------------------------------------------------------- projections
@@ -184,7 +219,8 @@ class _PodReader:
             return PodFacts(sys.intern(node), self._one(_requests(pod)), mark)
         is_ours = admitted or not _FUNCTION_LABELS.isdisjoint(object_in(metadata, "labels"))
         if is_ours and not object_in(pod, "spec").get("nodeName") and not metadata.get("deletionTimestamp"):
-            return PodFacts("", mark=mark, waiting=_trimmed(pod))
+            promised = _first_preferred(metadata) if mark else ""
+            return PodFacts("", self._one(_requests(pod)), mark, _trimmed(pod), promised)
         return None
 
     def _one(self, amounts: Amounts) -> Amounts:
@@ -196,6 +232,14 @@ def _requests(pod: Mapping[str, Any]) -> Amounts:
         return pod_requests(pod)
     except ConfigError:  # no API server lets it in
         return {}
+
+
+def _first_preferred(metadata: Mapping[str, Any]) -> str:
+    """The node that the webhook's note names first. Whoever makes a pod may write anything there."""
+    try:
+        return str(json.loads(object_in(metadata, "annotations").get(PLACEMENT_ANNOTATION) or "{}")["prefer"][0][0])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return ""
 
 
 def _trimmed(pod: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import uuid
@@ -18,7 +17,7 @@ from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
 from adapter.cluster.serving import served, stop_asked, until
 from adapter.controller.certificate_keeper import CertificateKeeper
-from adapter.controller.cluster_view import ClusterView
+from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.ledger_reader import LedgerReader
 from adapter.controller.metrics import ControllerMetrics, InformerCollector, new_registry
@@ -60,7 +59,7 @@ async def run_controller(*, probes_port: int) -> None:
     registry = new_registry()
     metrics, health = ControllerMetrics(registry), Health(registry)
     async with Api(Credentials()) as api:
-        view = ClusterView(api)
+        view = ClusterView(api, hears_promises=False)  # else a pod's own would keep it from fitting
         health.ready["cluster"] = view.why_not
         election = Election(api, LEASE, f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
         work = make_work(api.fenced(election.left_s), view, metrics)
@@ -74,5 +73,5 @@ async def run_controller(*, probes_port: int) -> None:
 
 async def _lead(election: Election, reconcilers: Reconcilers, caches: Iterable[Informer[Any]]) -> None:
     """Who does not know the cluster yet does not stand for election."""
-    await asyncio.gather(*(cache.synced.wait() for cache in caches))
+    await settle(caches)
     await election.run(reconcilers.lead)

@@ -32,6 +32,9 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._by_mark)
 
+    def __contains__(self, mark: object) -> bool:
+        return mark in self._by_mark
+
     def add(self, mark: str, node: str, amounts: Mapping[str, int]) -> None:
         self.drop(mark)
         self._by_mark[mark] = Reservation(node, amounts, self._clock() + self._ttl_s)

@@ -17,7 +17,7 @@ from adapter.cluster.health import Health
 from adapter.cluster.serving import served, stop_asked, until
 from adapter.cluster.tls import ServingTls
 from adapter.controller.admission import Admission, Answer, Review
-from adapter.controller.cluster_view import ClusterView
+from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.metrics import AdmissionMetrics, InformerCollector, new_registry
 from adapter.errors import ConfigError
@@ -73,7 +73,9 @@ async def run_webhook(*, port: int, probes_port: int, tls_folder: Path) -> None:
         tls.look()
         async with served(health.app(), probes_port), served(reviews, port, tls=tls.context):
             logger.info("serving", extra={"fields": {"port": port, "probes_port": probes_port}})
-            await until(_drained(stop, health), view.run(), *(cache.run() for cache in knative.caches), tls.watch())
+            caches = (*view.informers, *knative.caches)
+            running = asyncio.gather(*(cache.run() for cache in caches), settle(caches))
+            await until(_drained(stop, health), running, tls.watch())
 
 
 async def _drained(stop: asyncio.Event, health: Health) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 from hypothesis import given, settings, strategies as st
 
@@ -78,6 +79,52 @@ def test_what_is_promised_counts_as_used_until_the_pod_has_a_node():
     play(scene)
 
 
+def promised_to(name, node_name="", prefer="n1"):
+    """A pod that another webhook has seen."""
+    note = json.dumps({"prefer": [[prefer, 100.0, 1.0]]})
+    annotations = {"gpufn.dev/admitted-at": "17", "gpufn.dev/placement": note}
+    return function_pod(name, gpus=2, annotations=annotations, node_name=node_name)
+
+
+def test_what_another_webhook_chose_counts_as_well_until_its_pod_has_a_node_or_is_gone():
+    async def scene(server, view, now):
+        await put(server, promised_to("a"))
+        await until(lambda: free(view) == 6)
+        await put(server, promised_to("a", node_name="n2"))
+        await until(lambda: free(view, "n2") == 6)
+        assert free(view) == 8
+        await put(server, promised_to("b"))
+        await until(lambda: free(view) == 6)
+        await server.remove(PODS.path("team", "b"))
+        await until(lambda: free(view) == 8)
+
+    play(scene)
+
+
+def test_its_own_promise_does_not_keep_a_pod_from_fitting_for_who_looks_at_waiting_pods():
+    async def scene():
+        async with FakeApiServer().client() as api:
+            view = ClusterView(api, hears_promises=False)
+            view.nodes._set("n1", node("n1"))
+            view.pods._set("team/a", view.pods._project(promised_to("a")))
+            assert free(view) == 8
+
+    asyncio.run(scene())
+
+
+def test_a_note_that_makes_no_sense_promises_nothing():
+    async def scene(server, view, now):
+        for number, note in enumerate(
+            ("{", "[]", '{"prefer": []}', '{"prefer": [[]]}', '{"prefer": 7}', "[" * 100_000)
+        ):
+            annotations = {"gpufn.dev/admitted-at": f"{number}", "gpufn.dev/placement": note}
+            await put(server, function_pod(f"p{number}", annotations=annotations))
+        await until(lambda: view.pods.get("team/p5"))
+        assert free(view) == 8
+
+    play(scene)
+
+
 def test_a_promise_whose_pod_never_came_is_over_after_its_time():
     async def scene(server, view, now):
         view.promise("team/17", "n1", {GPU: 2})
@@ -99,7 +146,7 @@ def test_what_agents_say_is_on_their_nodes():
         }
         await server.put(GPU_NODES.path(name="n1"), gpu_node("n1", ["team/fn.team"], restores=False))
         await until(lambda: not view.restores)
-        assert not view.inventory()[0].snapshots
+        assert not any(each.snapshots for each in view.inventory())
 
     play(scene)
 
@@ -112,8 +159,9 @@ def test_heartbeats_of_nodes_change_nothing():
         await server.put(NODES.path(name="n1"), value)
         await server.put(NODES.path(name="n2"), node("n2", unschedulable=True))
         await until(lambda: view.inventory() is not before)
-        assert [(each.name, each.why_not) for each in view.inventory()] == [("n1", ""), ("n2", "cordoned")]
-        assert view.inventory()[0] is before[0]
+        after = {each.name: each for each in view.inventory()}
+        assert {name: each.why_not for name, each in after.items()} == {"n1": "", "n2": "cordoned"}
+        assert any(after["n1"] is each for each in before)
 
     play(scene)
 
