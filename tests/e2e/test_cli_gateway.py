@@ -148,6 +148,7 @@ def test_describe(gateway, capsys, stdin):
     shown = {key: value.strip() for key, value in lines.items()}
     assert shown["READY"] == "1/1"
     assert shown["ANNOTATIONS"] == "gpufn.dev/idle=10m,gpufn.dev/initial=0"
+    assert shown["KEEP ALIVE"] == "10m00s idle: scale.idle says 10m00s"
     assert shown["LATEST STARTS"].endswith("load")
     assert run(["describe", "echo.openfaas-fn", "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
