@@ -24,6 +24,8 @@ BENCHMARKS = {
     "parks": "benchmarks.parks",
     "weights": "benchmarks.weights",
     "images": "benchmarks.images",
+    "admission": "benchmarks.admission",
+    "stranded": "benchmarks.stranded",
 }
 """Name on the command line -> module. Their order is that of a whole run."""
 

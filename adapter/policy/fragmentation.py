@@ -42,11 +42,17 @@ class Mix:
 
     def unusable(self, offer: Offer, free: int, cpu_milli: int) -> float:
         """How many of `free` units of an offer, with so much CPU beside them, are of no use on average."""
+        return self.more_unusable(offer, (0, 0), (free, cpu_milli))
+
+    def more_unusable(self, offer: Offer, before: tuple[int, int], after: tuple[int, int]) -> float:
+        """How many more units are of no use after than before; each is free units, and the CPU beside them."""
         table = self._tables.get(offer.kind)
         if table is None:
             table = self._tables[offer.kind] = self._table(offer)
-        served = table[min(free, _MOST_UNITS)]
-        return free * (1 - served.share[bisect_right(served.cpu_milli, cpu_milli)])
+        (free, cpu_milli), (left, cpu_left_milli) = before, after
+        was, will = table[min(free, _MOST_UNITS)], table[min(left, _MOST_UNITS)]
+        lost = left * (1 - will.share[bisect_right(will.cpu_milli, cpu_left_milli)])
+        return lost - free * (1 - was.share[bisect_right(was.cpu_milli, cpu_milli)])
 
     def _table(self, offer: Offer) -> list[_Served]:
         """By the number of free units."""

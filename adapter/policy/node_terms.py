@@ -94,8 +94,12 @@ class NodeTerms:
 def untolerated(taints: Iterable[Taint], tolerations: Sequence[Toleration]) -> Taint | None:
     """The first taint that keeps a pod out."""
     for taint in taints:
-        if taint.effect in KEEPING_OUT and not any(toleration.tolerates(taint) for toleration in tolerations):
-            return taint
+        if taint.effect in KEEPING_OUT:
+            for toleration in tolerations:  # no generator: this is asked for each node of a cluster
+                if toleration.tolerates(taint):
+                    break
+            else:
+                return taint
     return None
 
 

@@ -79,13 +79,13 @@ def place(need: Need, nodes: Iterable[Node], mix: Mix = USUAL) -> list[Verdict]:
     fitting: list[tuple[float, str, float, str, int]] = []
     others: list[Verdict] = []
     for node in nodes:
-        code, reason, offer, chosen = judge.look(node)
-        if code:
-            others.append(Verdict(node.name, code, reason))
-            continue
-        wake_s = _wake_s(need, node)
-        cost = judge.cost(node, offer, chosen) + need.cold_price * wake_s
-        fitting.append((cost, node.name, wake_s, offer.resource if offer else "", chosen.units))
+        offer, found = judge.look(node)
+        if found.code:
+            others.append(Verdict(node.name, found.code, found.reason))
+        else:
+            wake_s = _wake_s(need, node)
+            cost = judge.cost(node, offer, found) + need.cold_price * wake_s
+            fitting.append((cost, node.name, wake_s, offer.resource if offer else "", found.units))
     fitting.sort()
     others.sort(key=lambda verdict: verdict.node)
     return [
@@ -101,47 +101,47 @@ _NEAREST = ("gpu-busy", "gpu-count", "gpu-memory", "compute-capability", "gpu-mo
 
 
 class _Judge:
-    """One need, and what was found out about kinds of offers on the way: a fleet has few."""
+    """One need, and what was found out about kinds of offers on the way: a fleet has few.
+
+    It sees every node of a cluster while a pod waits to be made: what is the same for many nodes is done once.
+    """
 
     def __init__(self, need: Need, mix: Mix) -> None:
         self._need = need
         self._mix = mix
         self._tolerations = (*need.terms.tolerations, *tolerations(need))
+        self._has_terms = need.terms != NO_TERMS or need.spot in ("require", "never")
+        self._against = {"prefer": False, "avoid": True}.get(need.spot)
+        """Of a machine: whether it is spot, where that counts against it."""
         self._fits: dict[Kind, Fit] = {}
 
-    def look(self, node: Node) -> tuple[str, str, Offer | None, Fit]:
-        """Why not there, as code and reason; or the offer to take of it, none where no GPU is needed."""
-        need = self._need
-        offer, found = self._offer(node) if need.gpus else (None, _NONE_NEEDED)
-        code, reason = self._closed(node)
-        if not code:
-            code, reason = found.code, found.reason
-        if not code and need.cpu_milli > node.free_cpu_milli:
-            code, reason = "cpu", f"{node.free_cpu_milli}m CPU are free, {need.cpu_milli}m are needed."
-        if not code and need.host_memory_bytes > node.free_memory_bytes:
-            free, needed = format_size(node.free_memory_bytes), format_size(need.host_memory_bytes)
-            code, reason = "memory", f"{free} of memory are free, {needed} are needed."
-        return code, reason, offer, found
-
-    def _closed(self, node: Node) -> tuple[str, str]:
-        """Whether anything of this pod may go there at all."""
+    def look(self, node: Node) -> tuple[Offer | None, Fit]:
+        """The offer to take, None where no GPU is needed; or, with a code, why there is none to take."""
         need = self._need
         if node.why_not:
-            return node.why_not, CLOSED.get(node.why_not, node.why_not)
-        if need.spot == "require" and not node.is_spot:
-            return "spot", "It is no spot machine."
-        if need.spot == "never" and node.is_spot:
-            return "spot", "It is a spot machine."
+            return None, Fit(node.why_not, CLOSED.get(node.why_not, node.why_not))
         if node.taints and (taint := untolerated(node.taints, self._tolerations)):
-            return "taint", f"It has the taint {taint}."
-        if need.terms is not NO_TERMS and (missing := need.terms.missing(node.labels)):
-            return "node-selector", f"It does not meet {missing}."
-        return "", ""
+            return None, Fit("taint", f"It has the taint {taint}.")
+        if self._has_terms and (refused := self._terms(node)):
+            return None, refused
+        offer, found = self._offer(node) if need.gpus else (None, _NONE_NEEDED)
+        if not found.code and (need.cpu_milli > node.free_cpu_milli or need.host_memory_bytes > node.free_memory_bytes):
+            return None, _short(need, node)
+        return offer, found
+
+    def _terms(self, node: Node) -> Fit | None:
+        need = self._need
+        if need.spot == "require" and not node.is_spot:
+            return Fit("spot", "It is no spot machine.")
+        if need.spot == "never" and node.is_spot:
+            return Fit("spot", "It is a spot machine.")
+        missing = need.terms.missing(node.labels)
+        return Fit("node-selector", f"It does not meet {missing}.") if missing else None
 
     def _offer(self, node: Node) -> tuple[Offer | None, Fit]:
         """The offer to take: of the most preferred model, then what takes the least of a GPU; or the nearest miss."""
-        best: tuple[tuple[int, int], Offer, Fit] | None = None
-        miss = _NO_GPU
+        best: Offer | None = None
+        best_fit = miss = _NO_GPU
         for offer in node.offers:
             found = self._fits.get(offer.kind)
             if found is None:
@@ -152,34 +152,36 @@ class _Judge:
             if found.code:
                 if miss is _NO_GPU or _NEAREST.index(found.code) < _NEAREST.index(miss.code):
                     miss = found
-            elif best is None or (found.rank, -offer.shares) < best[0]:
-                best = ((found.rank, -offer.shares), offer, found)
-        return (best[1], best[2]) if best else (None, miss)
+            elif best is None or (found.rank, -offer.shares) < (best_fit.rank, -best.shares):
+                best, best_fit = offer, found
+        return (best, best_fit) if best else (None, miss)
 
     def cost(self, node: Node, offer: Offer | None, chosen: Fit) -> float:
         """GPU-seconds that choosing a node costs beside the wait for it."""
-        need = self._need
-        cost = NEXT_MODEL_GPU_S * chosen.rank
-        if (need.spot == "prefer" and not node.is_spot) or (need.spot == "avoid" and node.is_spot):
-            cost += SPOT_GPU_S
-        cost += UNUSABLE_GPU_S * self._unusable(node, offer, chosen)
+        cost = NEXT_MODEL_GPU_S * chosen.rank + (SPOT_GPU_S if node.is_spot is self._against else 0.0)
         if offer is not None:
-            was_empty = not any(other.used for other in node.offers)
-            left = offer.free - chosen.units if was_empty else -chosen.units
+            was_empty = not (offer.used or any(other.used for other in node.offers))
+            left = offer.allocatable - offer.used - chosen.units if was_empty else -chosen.units
             cost += STRANDED_GPU_S * left / offer.shares
-        return cost
+        return cost + UNUSABLE_GPU_S * self._unusable(node, offer, chosen)
 
     def _unusable(self, node: Node, chosen: Offer | None, taken: Fit) -> float:
         """How many GPUs there become of no use to anybody, by the GPUs that it takes and by the CPU."""
-        before, after = node.free_cpu_milli, node.free_cpu_milli - self._need.cpu_milli
-        more = 0.0
+        cpu_milli, more = node.free_cpu_milli, 0.0
+        cpu_left_milli = cpu_milli - self._need.cpu_milli
         for offer in node.offers:
-            free = offer.free
-            if free:
+            free = offer.allocatable - offer.used
+            if free > 0:
                 left = free - taken.units if offer is chosen else free
-                lost = self._mix.unusable(offer, left, after) - self._mix.unusable(offer, free, before)
-                more += lost / offer.shares
+                more += self._mix.more_unusable(offer, (free, cpu_milli), (left, cpu_left_milli)) / offer.shares
         return more
+
+
+def _short(need: Need, node: Node) -> Fit:
+    if need.cpu_milli > node.free_cpu_milli:
+        return Fit("cpu", f"{node.free_cpu_milli}m CPU are free, {need.cpu_milli}m are needed.")
+    free, needed = format_size(node.free_memory_bytes), format_size(need.host_memory_bytes)
+    return Fit("memory", f"{free} of memory are free, {needed} are needed.")
 
 
 def _wake_s(need: Need, node: Node) -> float:
