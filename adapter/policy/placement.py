@@ -47,9 +47,9 @@ MOST_PREFERRED = 64
 """Nodes that terms name. Enough that some of them are among the part of a large cluster that the scheduler looks at."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take five times as long to make, and a pod waits for a thousand of these
 class Verdict:
-    """One node for one need. `code` is stable (a metric label), `reason` is for people; both empty where it fits.
+    """One node for one need; not to be changed. `code` is stable (a metric label), `reason` is for people; both empty where it fits.
 
     `units` of `resource` are what a pod would ask for there. `wake_s`: estimated seconds until the function answers
     there. `cost_gpu_s`: what choosing it costs. `score`, 0 to 100: higher is better, 100 is the best of these nodes.
