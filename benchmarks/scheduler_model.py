@@ -11,14 +11,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from adapter.policy.placement import Mix, Need, Node, Offer, place, preferences
+from adapter.policy.placement import Need, Node, Offer, Recent, place, preferences
 from benchmarks.openb import TraceNode, TracePod
 
 _AFFINITY_WEIGHT = 2
 """Of the plugin NodeAffinity in the default profile; the others here have 1."""
 _FEWEST_LOOKED_AT = 100
-_REMEMBERED, _RENEWED_EVERY = 1000, 100
-"""As the webhook remembers needs (`adapter.controller.admission`)."""
 
 GPU = "nvidia.com/gpu"
 
@@ -120,21 +118,14 @@ class OurTerms:
 
     def __init__(self) -> None:
         self._made: list[Node] = []
-        self._needs: list[Need] = []
-        self._mix: Mix | None = None
+        self._recent = Recent()
 
     def __call__(self, fleet: Fleet, pod: TracePod) -> Mapping[int, int]:
         need = need_of(pod)
-        self._remember(need)
+        self._recent.add(need)
         nodes = [self._node(fleet, at) for at in range(len(fleet.nodes))]
-        verdicts = place(need, nodes, self._mix) if self._mix else place(need, nodes)
-        return {int(name): term.weight for term in preferences(verdicts) for name in term.nodes}
-
-    def _remember(self, need: Need) -> None:
-        if need.gpus:
-            self._needs = [*self._needs[1 - _REMEMBERED :], need]
-            if len(self._needs) % _RENEWED_EVERY == 0:
-                self._mix = Mix(self._needs)
+        terms = preferences(place(need, nodes, self._recent.mix))
+        return {int(name): term.weight for term in terms for name in term.nodes}
 
     def _node(self, fleet: Fleet, at: int) -> Node:
         """As it is now; made anew only where it changed."""

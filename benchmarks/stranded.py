@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime, timezone
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter.cluster.api import Api, Pace
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from benchmarks.__main__ import Options
     from tests.testbed.cluster import Cluster
 
+_GPU_NODES = Path(__file__).parents[1] / "manifests" / "base" / "gpunode.yaml"
 ARMS = ("default", "binpack", "ours")
 NAMESPACE = "openb"
 _IN_FLIGHT = 16
@@ -71,6 +73,7 @@ def run(options: Options) -> Iterable[Bar]:
     samples: dict[str, list[Sample]] = {}
     for arm in ARMS:
         with Cluster() as cluster, _scheduler(cluster):
+            cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
             samples[arm] = asyncio.run(_Replay(cluster, arm, nodes).run(pods))
     _keep(samples)
     means = {arm: statistics.mean(sample.stranded_gpus for sample in taken) for arm, taken in samples.items()}

@@ -10,7 +10,6 @@ import base64
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +21,13 @@ from adapter.controller.pod_patch import Facts, PodPatch, patch_pod
 from adapter.errors import ConfigError
 from adapter.knative.autoscaling import Defaults
 from adapter.knative.service_patch import patch_service
-from adapter.policy.placement import USUAL, Mix, Need, Verdict, place
+from adapter.policy.placement import Recent, Verdict, place
 
 logger = logging.getLogger(__name__)
 
 _API_VERSION, _KIND = "admission.k8s.io/v1", "AdmissionReview"
 _WARNING_LIMIT, _WARNINGS_LIMIT = 256, 12
 """Of what the API server passes on of a warning, and of all of them."""
-
-_REMEMBERED_NEEDS, _FEWEST_NEEDS = 1000, 100
-"""Of what replicas needed lately: how many are remembered, and from how many on that says more than `USUAL`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +99,7 @@ class Admission:
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._view, self._defaults, self._clock_ns = view, defaults, clock_ns
-        self._needs: deque[Need] = deque(maxlen=_REMEMBERED_NEEDS)
-        self._needs_seen = 0
-        self._mix = USUAL
+        self._recent = Recent()
 
     def pod(self, review: Review) -> Answer:
         """Of a pod that is being made."""
@@ -143,11 +137,11 @@ class Admission:
         if intent is None:
             return Answer(review.uid, "untouched")
         nodes = self._view.inventory()
-        verdicts = place(intent.need, nodes, self._mix)
+        verdicts = place(intent.need, nodes, self._recent.mix)
         now_ns = self._clock_ns()
         patch = patch_pod(review.object, intent, verdicts, self._facts(intent, now_ns))
         if patch.operations and not review.is_dry_run:
-            self._remember(intent.need)
+            self._recent.add(intent.need)
             self._promise(intent, verdicts, mark_of(namespace, str(now_ns)))
         return _answer(review, patch)
 
@@ -170,15 +164,6 @@ class Admission:
         if best.resource:
             amounts[best.resource] = best.units
         self._view.promise(mark, best.node, _positive(amounts))
-
-    def _remember(self, need: Need) -> None:
-        """What replicas need says which GPUs that are left over are of use."""
-        if not need.gpus:
-            return
-        self._needs.append(need)
-        self._needs_seen += 1
-        if self._needs_seen % _FEWEST_NEEDS == 0:
-            self._mix = Mix(self._needs)
 
     # --------------------------------------------------------------------------------------------- services
 

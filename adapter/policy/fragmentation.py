@@ -7,12 +7,13 @@ free for them, too little CPU, or another model. Where a replica adds least to t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from adapter.policy.needs import Kind, Need, Offer, fit
+from adapter.policy.node_terms import NO_TERMS
 
 _MOST_UNITS = 128
 """Free units that are told apart: whoever needs no more than these is served by more, too."""
@@ -29,16 +30,20 @@ class _Served:
 class Mix:
     """What replicas usually need. Immutable; what it finds out about kinds of offers it keeps."""
 
-    def __init__(self, needs: Iterable[Need]) -> None:
-        """`needs` as they came lately, each as often as it came; those without a GPU do not matter."""
-        self._alike: dict[tuple[object, ...], tuple[Need, Counter[int]]] = {}
-        self._count = 0
-        for need in needs:
+    def __init__(self, counts: Mapping[Need, int]) -> None:
+        """How often each need came; those without a GPU do not matter."""
+        self._alike: dict[Need, Counter[int]] = {}
+        for need, count in counts.items():
             if need.gpus:
-                _, counts = self._alike.setdefault(_key(need), (need, Counter()))
-                counts[need.cpu_milli] += 1
-                self._count += 1
+                plain = _plain(need)
+                self._alike.setdefault(replace(plain, cpu_milli=0), Counter())[plain.cpu_milli] += count
+        self._count = sum(counter.total() for counter in self._alike.values())
         self._tables: dict[Kind, list[_Served]] = {}
+
+    @classmethod
+    def of(cls, needs: Iterable[Need]) -> Mix:
+        """`needs` as they came, each as often as it came."""
+        return cls(Counter(needs))
 
     def unusable(self, offer: Offer, free: int, cpu_milli: int) -> float:
         """How many of `free` units of an offer, with so much CPU beside them, are of no use on average."""
@@ -57,7 +62,7 @@ class Mix:
     def _table(self, offer: Offer) -> list[_Served]:
         """By the number of free units."""
         able: dict[int, Counter[int]] = {}
-        for need, counts in self._alike.values():
+        for need, counts in self._alike.items():
             found = fit(need, offer)
             if not found.code:
                 able.setdefault(found.units, Counter()).update(counts)
@@ -70,20 +75,14 @@ class Mix:
         return table
 
 
-def _key(need: Need) -> tuple[object, ...]:
-    """What decides which offers fit it."""
-    return (
-        need.gpus,
-        need.models,
-        need.memory_bytes,
-        need.compute_capability,
-        need.mig_profile,
-        need.resource,
-        need.units,
+def _plain(need: Need) -> Need:
+    """What of a need decides which offers fit it, and how much CPU it takes beside."""
+    return replace(
+        need, function="", snapshot="", spot="any", host_memory_bytes=0, terms=NO_TERMS, load_s=0, cold_price=0
     )
 
 
-USUAL = Mix(
+USUAL = Mix.of(
     Need("", gpus, cpu_milli=cpu_milli)
     for gpus, cores, times in (
         (0.5, 2, 3),
@@ -97,3 +96,34 @@ USUAL = Mix(
     for cpu_milli in [cores * 1000] * times
 )
 """Where nothing has come yet: mostly single GPUs, with the CPU that clouds sell beside one."""
+
+
+class Recent:
+    """The needs of the last replicas, a day's worth rather than a minute's: who came just now may come no more."""
+
+    def __init__(self, at_most: int = 10_000, fewest: int = 100) -> None:
+        """`fewest`: of so many on they say more than `USUAL` does, and the mix is made anew after so many more."""
+        self._at_most, self._fewest = at_most, fewest
+        self._last: deque[Need] = deque()
+        self._counts: Counter[Need] = Counter()
+        self._seen = 0
+        self._mix = USUAL
+
+    @property
+    def mix(self) -> Mix:
+        return self._mix
+
+    def add(self, need: Need) -> None:
+        if not need.gpus:
+            return
+        plain = _plain(need)
+        self._last.append(plain)
+        self._counts[plain] += 1
+        if len(self._last) > self._at_most:
+            oldest = self._last.popleft()
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        self._seen += 1
+        if self._seen % self._fewest == 0:
+            self._mix = Mix(self._counts)

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from adapter.policy.fragmentation import USUAL, Mix
+from adapter.policy.fragmentation import USUAL, Mix, Recent
 from adapter.policy.needs import CLOSED, Fit, Kind, Need, Node, Offer, default_resource, fit, tolerations
 from adapter.policy.node_terms import NO_TERMS, untolerated
 from adapter.units import format_size
 
 __all__ = [
-    "CLOSED", "USUAL", "Mix", "Need", "Node", "Offer", "Preference", "Verdict", "default_resource", "explain",
+    "CLOSED", "USUAL", "Mix", "Need", "Node", "Offer", "Preference", "Recent", "Verdict", "default_resource", "explain",
     "may_fit_later", "place", "preferences", "tolerations",
 ]  # fmt: skip
 

@@ -89,7 +89,7 @@ def needs(draw):
     )
 
 
-MIXES = st.lists(needs(), max_size=8).map(Mix)
+MIXES = st.lists(needs(), max_size=8).map(Mix.of)
 
 
 @given(needs(), fleets(), MIXES)
@@ -130,7 +130,7 @@ def test_each_node_has_one_verdict_and_the_best_come_first(need, fleet, mix):
 @given(needs(), fleets(), st.lists(needs(), max_size=8), st.randoms())
 def test_no_order_of_what_it_is_given_matters(need, fleet, usual, random):
     shuffled = random.sample(fleet, len(fleet))
-    assert place(need, shuffled, Mix(usual)) == place(need, fleet, Mix(usual))
+    assert place(need, shuffled, Mix.of(usual)) == place(need, fleet, Mix.of(usual))
 
 
 @given(needs(), nodes(), CORES, MEMORY, st.integers(0, 3))
@@ -154,7 +154,7 @@ def test_another_node_changes_no_nodes_fit(need, fleet, other):
 
 @given(needs(), fleets(), st.lists(needs(), min_size=1, max_size=8))
 def test_no_more_gpus_can_become_useless_than_are_free(need, fleet, usual):
-    mix = Mix(usual)
+    mix = Mix.of(usual)
     for node in fleet:
         for offer in node.offers:
             for free in range(offer.free + 1):

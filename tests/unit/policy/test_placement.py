@@ -5,9 +5,11 @@ import pytest
 from adapter.policy.fragmentation import Mix
 from adapter.policy.node_terms import NodeTerms, Requirement, Taint, Toleration
 from adapter.policy.placement import (
+    USUAL,
     Need,
     Node,
     Offer,
+    Recent,
     default_resource,
     explain,
     may_fit_later,
@@ -157,18 +159,18 @@ def test_where_it_fits_exactly_is_best():
 
 
 def test_cpu_that_the_rest_of_a_node_needs_is_left_alone():
-    mix = Mix([Need("", 1.0, cpu_milli=8000)])
+    mix = Mix.of([Need("", 1.0, cpu_milli=8000)])
     tight, roomy = node("a", gpus(2, 1), gpus(2), cpu=12_000), node("b", gpus(2, 1), gpus(2), cpu=64_000)
     assert order(need(cpu_milli=6000), tight, roomy, mix=mix) == ["b", "a"]
 
 
 def test_a_model_that_others_cannot_do_without_is_left_to_them():
-    mix = Mix([Need("", 1.0, models=("a100",)), Need("", 1.0, models=("a100",)), Need("", 1.0)])
+    mix = Mix.of([Need("", 1.0, models=("a100",)), Need("", 1.0, models=("a100",)), Need("", 1.0)])
     assert order(need(), node("a", gpus(2)), node("b", gpus(2, model=T4)), mix=mix) == ["b", "a"]
 
 
 def test_a_function_without_a_gpu_goes_where_its_cpu_is_not_missed():
-    mix = Mix([Need("", 1.0, cpu_milli=8000)])
+    mix = Mix.of([Need("", 1.0, cpu_milli=8000)])
     assert order(need(0, cpu_milli=4000), node("a", gpus(1), cpu=9000), node("b", gpus(1), cpu=16_000), mix=mix) == [
         "b",
         "a",
@@ -236,4 +238,19 @@ def test_what_can_never_be_is_said_differently():
 
 def test_a_mix_of_nothing_weighs_nothing_up():
     nodes = [node("a", gpus(4, 1)), node("b", gpus(4, 3))]
-    assert len(order(need(), *nodes, mix=Mix([]))) == len(order(replace(need(), gpus=0), *nodes, mix=Mix([]))) == 2
+    assert (
+        len(order(need(), *nodes, mix=Mix.of([]))) == len(order(replace(need(), gpus=0), *nodes, mix=Mix.of([]))) == 2
+    )
+
+
+def test_what_came_lately_counts_instead_of_what_usually_comes():
+    recent = Recent(at_most=4, fewest=2)
+    recent.add(need(0))
+    assert recent.mix is USUAL
+    for asked in [need(models=("a100",))] * 2:
+        recent.add(asked)
+    assert recent.mix.unusable(gpus(4, model=T4), 4, 0) == 4
+    for asked in [need(models=("t4",))] * 4:
+        recent.add(asked)
+    assert recent.mix.unusable(gpus(4, model=T4), 4, 0) == 0
+    assert recent.mix.unusable(gpus(4), 4, 0) == 4
