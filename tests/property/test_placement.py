@@ -51,7 +51,7 @@ def nodes(draw, name="n"):
 
 @st.composite
 def fleets(draw):
-    return [draw(nodes(f"n{number}")) for number in range(draw(st.integers(0, 6)))]
+    return [draw(nodes(f"n{number}")) for number in range(draw(st.integers(0, 3)))]
 
 
 REQUIREMENTS = st.builds(
@@ -84,12 +84,12 @@ def needs(draw):
         draw(st.sampled_from(("", "t/f.ns"))),
         resource,
         draw(st.integers(1, 4)) if resource else 0,
-        draw(st.sampled_from((NodeTerms(),)) | TERMS),
+        draw(TERMS) if draw(st.integers(0, 3)) == 3 else NodeTerms(),
         draw(st.sampled_from((0.1, 20.0))),
     )
 
 
-MIXES = st.lists(needs(), max_size=8).map(Mix.of)
+MIXES = st.lists(needs(), max_size=3).map(Mix.of)
 
 
 @given(needs(), fleets(), MIXES)
@@ -127,7 +127,7 @@ def test_each_node_has_one_verdict_and_the_best_come_first(need, fleet, mix):
     assert not fitting or fitting[0].score == 100
 
 
-@given(needs(), fleets(), st.lists(needs(), max_size=8), st.randoms())
+@given(needs(), fleets(), st.lists(needs(), max_size=3), st.randoms())
 def test_no_order_of_what_it_is_given_matters(need, fleet, usual, random):
     shuffled = random.sample(fleet, len(fleet))
     assert place(need, shuffled, Mix.of(usual)) == place(need, fleet, Mix.of(usual))
@@ -152,7 +152,7 @@ def test_another_node_changes_no_nodes_fit(need, fleet, other):
     assert {name: together[name] for name in alone} == alone
 
 
-@given(needs(), fleets(), st.lists(needs(), min_size=1, max_size=8))
+@given(needs(), fleets(), st.lists(needs(), min_size=1, max_size=3))
 def test_no_more_gpus_can_become_useless_than_are_free(need, fleet, usual):
     mix = Mix.of(usual)
     for node in fleet:
