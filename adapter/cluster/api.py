@@ -197,16 +197,17 @@ class Api:
         silence_s: float,
         label_selector: str = "",
         field_selector: str = "",
+        on_open: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """``(type, object)`` of each event after `resource_version`, bookmarks included, until the server ends it.
 
-        It does after `timeout_s`. Raises `Timeout` after `silence_s` without a byte: bookmarks come about once a
+        It does after `timeout_s`; `on_open` is called when it has agreed. Raises `Timeout` after `silence_s` without a byte: bookmarks come about once a
         minute, so such a watch is dead. Raises `Unavailable` with `GONE` where the version is too old.
         """
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
         params["timeoutSeconds"] = str(max(1, round(timeout_s)))
         params = _selected(params, label_selector, field_selector)
-        async with aclosing(self.lines(path, params=params, silence_s=silence_s)) as lines:
+        async with aclosing(self.lines(path, params=params, silence_s=silence_s, on_open=on_open)) as lines:
             async for line in lines:
                 event = _parsed(line, path)
                 kind, value = event.get("type"), event.get("object")
@@ -217,9 +218,16 @@ class Api:
                 yield kind, value
 
     async def lines(
-        self, path: str, *, params: Mapping[str, str] | None = None, silence_s: float | None = None
+        self,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        silence_s: float | None = None,
+        on_open: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[bytes, None]:
         """What the server sends at `path`, line by line without their ends, for as long as it does: watches, logs.
+
+        `on_open` is called when it has agreed to.
 
         Raises `Timeout` after `silence_s` without a byte.
         """
@@ -227,6 +235,7 @@ class Api:
         rest = bytearray()
         timeout = aiohttp.ClientTimeout(connect=_CONNECT_S, sock_read=silence_s)
         async with self._streamed(call, timeout) as response:
+            on_open()
             try:
                 async for piece in response.content.iter_chunked(_PIECE_BYTES):
                     *whole, last = piece.split(b"\n")

@@ -89,6 +89,8 @@ class Informer(Generic[T]):
         self._values: dict[str, T] = {}
         self._snapshot: Mapping[str, T] | None = None
         self._heard_at = self._listed_at = time.monotonic()
+        self._told = 0
+        """Lists, events and bookmarks so far."""
         self._version = ""
         """From which to watch; empty: list first."""
 
@@ -110,7 +112,7 @@ class Informer(Generic[T]):
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the API server last said anything: a list, an event or a bookmark."""
+        """Seconds since the API server last said anything: a list, an event, a bookmark, or that it will."""
         return time.monotonic() - self._heard_at
 
     @property
@@ -122,7 +124,7 @@ class Informer(Generic[T]):
         """Until it is cancelled."""
         attempt = 0
         while True:
-            heard_at = self._heard_at
+            told = self._told
             try:
                 if not self._version:
                     await self._list()
@@ -138,7 +140,7 @@ class Informer(Generic[T]):
             except Exception as exc:  # nothing may end the cache of a component that goes on
                 logger.exception("an informer failed", extra={"fields": {"path": self.path}})
                 self._failed(exc)
-            attempt = 1 if self._heard_at > heard_at else attempt + 1
+            attempt = 1 if self._told > told else attempt + 1
             if attempt > _TRUSTED_ATTEMPTS:
                 self._version = ""
             rhythm = self._rhythm
@@ -171,7 +173,9 @@ class Informer(Generic[T]):
         self._take({})
 
     def _take(self, found: dict[str, T]) -> None:
-        self._heard_at = self._listed_at = time.monotonic()
+        self._hear()
+        self._told += 1
+        self._listed_at = self._heard_at
         for key in [key for key in self._values if key not in found]:
             self._set(key, None)
         for key, value in found.items():
@@ -191,19 +195,24 @@ class Informer(Generic[T]):
             silence_s=self._rhythm.silence_s,
             label_selector=self._label_selector,
             field_selector=self._field_selector,
+            on_open=self._hear,
         )
-        heard_at, ends_early_at = self._heard_at, time.monotonic() + _AT_ONCE_S
+        told, ends_early_at = self._told, time.monotonic() + _AT_ONCE_S
         async with aclosing(watch) as events:
             async for kind, value in events:
                 version = value["metadata"]["resourceVersion"]
-                self._heard_at = time.monotonic()
+                self._hear()
+                self._told += 1
                 if kind in {"ADDED", "MODIFIED"}:
                     self._set(key_of(value), self._made(value))
                 elif kind == "DELETED":
                     self._set(key_of(value), None)
                 self._version = version
-        if self._heard_at == heard_at and time.monotonic() < ends_early_at:
+        if self._told == told and time.monotonic() < ends_early_at:
             raise Unavailable("A watch ended at once, without a word.", code="api-cut")
+
+    def _hear(self) -> None:
+        self._heard_at = time.monotonic()
 
     def _made(self, value: dict[str, Any]) -> T | None:
         """An object that cannot be read is none, and does not hide the others."""

@@ -23,6 +23,7 @@ class ServingTls:
         self._files = folder / "tls.crt", folder / "tls.key"
         self._current: ssl.SSLContext | None = None
         self._read: object = None
+        self._why_not = ""
 
     @property
     def loaded(self) -> bool:
@@ -40,9 +41,12 @@ class ServingTls:
             context = _context()
             context.load_cert_chain(*self._files)
         except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
-            logger.warning("no certificate to serve with", extra={"fields": {"why": f"{type(exc).__name__}: {exc}"}})
+            why = f"{type(exc).__name__}: {exc}"
+            if why != self._why_not:
+                logger.warning("no new certificate to serve with", extra={"fields": {"why": why}})
+            self._why_not = why
             return False
-        self._current, self._read = context, seen
+        self._current, self._read, self._why_not = context, seen, ""
         logger.info("serving with a new certificate", extra={"fields": {"file": str(self._files[0])}})
         return True
 

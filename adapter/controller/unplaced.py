@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from adapter.cluster.events import EventRecorder, reference_to
@@ -12,7 +13,7 @@ from adapter.controller.cluster_view import ClusterView, PodFacts
 from adapter.controller.metrics import ControllerMetrics
 from adapter.errors import ConfigError
 from adapter.keys import KNATIVE_SERVICE_LABEL
-from adapter.policy.placement import explain, may_fit_later, place
+from adapter.policy.placement import Need, Node, explain, may_fit_later, place
 
 REASON, LATER_REASON = "GpuFunctionNeverFits", "GpuFunctionWaits"
 _LOOK_S = 30.0
@@ -29,6 +30,8 @@ class UnplacedPods:
         self._view, self._events, self._metrics = view, events, metrics
         self._waiting: dict[str, bool] = {}
         """Of each pod without a node that fits, whether one may later."""
+        self._nodes: tuple[Node, ...] = ()
+        self._known: dict[Need, tuple[str, bool]] = {}
 
     def start(self, changed: Callable[[str], None]) -> None:
         def on_pod(key: str, old: PodFacts | None, new: PodFacts | None) -> None:
@@ -62,10 +65,19 @@ class UnplacedPods:
             return f"{exc.message} {exc.why} {exc.hint}".strip(), False
         if intent is None:
             return "", False
-        verdicts = place(intent.need, self._view.inventory())
-        if any(verdict.fits for verdict in verdicts):
-            return "", False
-        return explain(verdicts), may_fit_later(verdicts)
+        return self._looked_up(replace(intent.need, function="", snapshot=""))
+
+    def _looked_up(self, need: Need) -> tuple[str, bool]:
+        """Many pods that wait need the same: nodes are looked at once for all, as long as nothing changes there."""
+        nodes = self._view.inventory()
+        if nodes is not self._nodes:
+            self._nodes, self._known = nodes, {}
+        found = self._known.get(need)
+        if found is None:
+            verdicts = place(need, nodes)
+            fits = any(verdict.fits for verdict in verdicts)
+            found = self._known[need] = ("", False) if fits else (explain(verdicts), may_fit_later(verdicts))
+        return found
 
     def _count(self, key: str, later: bool | None) -> None:
         if later is None:

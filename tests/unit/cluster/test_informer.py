@@ -122,6 +122,16 @@ def test_a_watch_that_falls_silent_is_found_and_asked_for_again():
     play(scene, rhythm=Rhythm(silence_s=0.05, first_pause_s=0.001, pause_limit_s=0.01))
 
 
+def test_a_server_that_agrees_to_a_watch_is_there_though_it_has_nothing_to_say():
+    async def scene(server, informer, told):
+        for _ in range(5):
+            at = informer._heard_at
+            await until(lambda at=at: informer._heard_at > at)
+        assert informer.lists <= 2
+
+    play(scene, rhythm=Rhythm(silence_s=0.05, first_pause_s=0.001, pause_limit_s=0.01))
+
+
 def test_a_bookmark_moves_the_version_so_that_quiet_watches_do_not_grow_too_old():
     async def scene(server, informer, told):
         other = await server.put("/api/v1/namespaces/ns/pods/p", {})
