@@ -17,9 +17,9 @@ import random
 import ssl
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -34,6 +34,7 @@ TRIES, AGAIN_AFTER_S = 100, 0.1
 Object = Mapping[str, Any]
 Key = tuple[str, str]
 """Namespace and name."""
+Take = Callable[[Mapping[Key, Object]], Awaitable[None]]
 
 
 # What is routed where: pure.
@@ -156,21 +157,20 @@ class Api:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=330),
         )
 
-    async def watch(self, path: str, replace: Callable[[dict[Key, Object]], None], changed: Callable[[], Any]) -> None:
-        """Keeps `replace` informed of all objects there, forever."""
+    async def watch(self, path: str, take: Take) -> None:
+        """Gives `take` all objects there, and again whenever one has changed; never returns."""
         while True:
             try:
                 async with self._session.get(path, raise_for_status=True) as answer:
                     listing = await answer.json()
                 objects = {_key(item): item for item in listing["items"]}
-                replace(objects)
-                await changed()
-                await self._follow(path, listing["metadata"]["resourceVersion"], objects, changed)
+                await take(objects)
+                await self._follow(path, listing["metadata"]["resourceVersion"], objects, take)
             except (aiohttp.ClientError, asyncio.TimeoutError, json.JSONDecodeError) as error:
                 print(f"{path}: {error}; again", flush=True)
                 await asyncio.sleep(0.5)
 
-    async def _follow(self, path: str, version: str, objects: dict[Key, Object], changed: Callable[[], Any]) -> None:
+    async def _follow(self, path: str, version: str, objects: dict[Key, Object], take: Take) -> None:
         query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "300"}
         async with self._session.get(path, params=query, raise_for_status=True, read_bufsize=1 << 22) as answer:
             async for line in answer.content:
@@ -181,7 +181,7 @@ class Api:
                     objects.pop(_key(event["object"]), None)
                 else:
                     objects[_key(event["object"])] = event["object"]
-                await changed()
+                await take(objects)
 
     async def patch_status(self, path: str, status: Object) -> None:
         """Raises `aiohttp.ClientError`."""
@@ -200,38 +200,41 @@ def _key(item: Object) -> Key:
 # The proxy.
 
 
-class Ingress:
-    """Serves the KIngresses of one class."""
+class Tables(Protocol):
+    """What is served now: routes by host, and who answers behind a service."""
+
+    routes: Mapping[str, Sequence[Route]]
+    services: Mapping[Key, Object]
+    endpoints: Mapping[Key, Object]
+
+
+class WatchedTables:
+    """`Tables` as the API server has them, for the KIngresses of one class, each of which is told when it is served."""
 
     def __init__(self, api: Api, internal_host: str, ingress_class: str) -> None:
         self._api, self._internal_host, self._class = api, internal_host, ingress_class
-        self._kingresses: dict[Key, Object] = {}
-        self._services: dict[Key, Object] = {}
-        self._endpoints: dict[Key, Object] = {}
-        self._routes: dict[str, list[Route]] = {}
-        # A connection for each request: one that was kept may lead to a pod that is going.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=2),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
+        self._kingresses: Mapping[Key, Object] = {}
+        self.routes: Mapping[str, Sequence[Route]] = {}
+        self.services: Mapping[Key, Object] = {}
+        self.endpoints: Mapping[Key, Object] = {}
 
     async def watch(self) -> None:
         """Never returns."""
-
-        async def nothing() -> None: ...
-
         await asyncio.gather(
-            self._api.watch("/api/v1/services", lambda found: setattr(self, "_services", found), nothing),
-            self._api.watch("/api/v1/endpoints", lambda found: setattr(self, "_endpoints", found), nothing),
-            self._api.watch(KINGRESSES, lambda found: setattr(self, "_kingresses", found), self._reroute),
+            self._api.watch("/api/v1/services", self._take_services),
+            self._api.watch("/api/v1/endpoints", self._take_endpoints),
+            self._api.watch(KINGRESSES, self._take_kingresses),
         )
 
-    async def _reroute(self) -> None:
-        ours = [item for item in self._kingresses.values() if self._is_ours(item)]
-        self._routes = {host: found for item in ours for host, found in routes(item).items()}
+    async def _take_services(self, found: Mapping[Key, Object]) -> None:
+        self.services = found
+
+    async def _take_endpoints(self, found: Mapping[Key, Object]) -> None:
+        self.endpoints = found
+
+    async def _take_kingresses(self, found: Mapping[Key, Object]) -> None:
+        ours = [item for item in found.values() if self._is_ours(item)]
+        self.routes = {host: made for item in ours for host, made in routes(item).items()}
         for item in ours:
             if not is_told(item):
                 now = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -241,14 +244,34 @@ class Ingress:
 
     def _is_ours(self, item: Object) -> bool:
         metadata = item["metadata"]
-        return metadata.get("annotations", {}).get(CLASS_ANNOTATION) == self._class and (
-            "deletionTimestamp" not in metadata
+        ingress_class = metadata.get("annotations", {}).get(CLASS_ANNOTATION)
+        return ingress_class == self._class and "deletionTimestamp" not in metadata
+
+
+class Ingress:
+    """Answers requests from those whom the tables name. Made and used in one event loop."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        # A connection for each request: one that was kept may lead to a pod that is going.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=2),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
+
+    async def __aenter__(self) -> Ingress:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """The answer of the function that the request's host names."""
         host = request.host.partition(":")[0]
-        fitting = (route for route in self._routes.get(host, ()) if route.fits(request.path, request.headers))
+        fitting = (route for route in self._tables.routes.get(host, ()) if route.fits(request.path, request.headers))
         route = next(fitting, None)
         if route is None:
             return web.Response(status=404, text=f"no function here is called {host}\n")
@@ -272,7 +295,8 @@ class Ingress:
         return web.Response(status=503, text=f"no endpoint of {'/'.join(split.service)} answers\n")
 
     def _addresses(self, split: Split) -> list[str]:
-        service, endpoints = self._services.get(split.service), self._endpoints.get(split.service)
+        service = self._tables.services.get(split.service)
+        endpoints = self._tables.endpoints.get(split.service)
         found = addresses(service, endpoints, split.port) if service and endpoints else []
         random.shuffle(found)
         return found
@@ -308,17 +332,23 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
     return relayed
 
 
+def application(ingress: Ingress) -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", ingress.serve)
+    return app
+
+
 async def main(kubeconfig: Path, address: str, internal_host: str, ingress_class: str) -> None:
     """Serves on port 80 of `address`; never returns."""
-    ingress = Ingress(Api(kubeconfig), internal_host, ingress_class)
-    app = web.Application(client_max_size=0)
-    app.router.add_route("*", "/{path:.*}", ingress.serve)
+    tables = WatchedTables(Api(kubeconfig), internal_host, ingress_class)
     # A caller who has gone must be seen by the function too.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, auto_decompress=False)
+    runner = web.AppRunner(
+        application(Ingress(tables)), handler_cancellation=True, access_log=None, auto_decompress=False
+    )
     await runner.setup()
     await web.TCPSite(runner, address, 80, backlog=1024).start()
     print("serving", flush=True)
-    await ingress.watch()
+    await tables.watch()
 
 
 if __name__ == "__main__":
