@@ -170,6 +170,8 @@ def tune(revision: Revision, traffic: Traffic, defaults: Defaults, *, may_prewar
     why_not = _why_not(revision, defaults)
     if why_not:
         return Tuning({}, why_not)
+    if revision.spec.idle_s is None and traffic == Traffic():
+        return Tuning({}, "nothing is known of its traffic yet")
     current_s = kept_s(defaults, {**revision.theirs, **revision.ours}) if revision.ours.keys() - {MIN_SCALE} else None
     found = policy.keep_alive(revision.spec, traffic.habits, current_s=current_s, may_prewarm=may_prewarm)
     terms: dict[str, str] = {}

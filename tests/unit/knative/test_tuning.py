@@ -85,6 +85,10 @@ def test_what_was_found_before_stays_while_it_is_nearly_as_good():
     assert again.annotations == first.annotations
 
 
+def test_before_anything_is_known_knative_does_as_it_does():
+    assert tune(revision(), Traffic(), DEFAULTS).annotations == {}
+
+
 @pytest.mark.parametrize(
     ("theirs", "more"),
     [

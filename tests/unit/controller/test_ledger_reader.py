@@ -1,0 +1,121 @@
+"""The controller's questions to the ledger service itself, over TLS."""
+
+import asyncio
+import datetime as dt
+import ssl
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from adapter.cluster.certificates import issue, make_authority
+from adapter.controller.ledger_reader import LedgerReader
+from adapter.errors import Unavailable
+from adapter.ledger.callers import Caller
+from adapter.ledger.metrics import Metrics
+from adapter.ledger.server import LedgerService
+from adapter.ledger.store import Ledger
+from adapter.records import LeaseInterval, LeasePhase
+
+S = 10**9
+NOW = dt.datetime.now(dt.timezone.utc)
+AUTHORITY = make_authority(NOW)
+
+
+class Controllers:
+    """One token is ours."""
+
+    async def of(self, token):
+        return Caller("gpufn-system", "gpufn-controller") if token == "right" else None
+
+
+@pytest.fixture
+def trusted(tmp_path):
+    """The folder that the kubelet brings."""
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    (folder / "token").write_text("right\n")
+    (folder / "ca.crt").write_bytes(AUTHORITY.certificate)
+    return folder
+
+
+@asynccontextmanager
+async def served(tmp_path, app):
+    pair = issue(AUTHORITY, ["localhost"], NOW)
+    for name, content in (("tls.crt", pair.certificate), ("tls.key", pair.key)):
+        (tmp_path / name).write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "localhost", 0, ssl_context=context).start()
+    try:
+        yield f"https://localhost:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def asked(tmp_path, folder):
+    """The answer of a ledger that has one lease, of 10 s."""
+    end_ns = time.time_ns()
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+    try:
+        ledger.add([LeaseInterval(
+            id="1", function="embed", namespace="team", revision="1", replica="r", tenant="team", price_class="standard",
+            device="GPU-1", share=1.0, phase=LeasePhase.RUNNING, started_at_ns=end_ns - 10 * S, ended_at_ns=end_ns,
+        )], [], [])  # fmt: skip
+
+        async def ask():
+            app = LedgerService(ledger, Controllers(), Metrics()).application()
+            async with served(tmp_path, app) as address:
+                return await LedgerReader(address, folder).activity(end_ns - 60 * S)
+
+        return asyncio.run(ask()), end_ns
+    finally:
+        ledger.close()
+
+
+def test_what_the_ledger_knows_of_traffic_is_what_comes(tmp_path, trusted):
+    (found,), end_ns = asked(tmp_path, trusted)
+    assert (found.namespace, found.function, found.busy) == ("team", "embed", ((end_ns - 10 * S, end_ns),))
+
+
+def test_a_token_that_is_not_known_is_refused_and_never_told(tmp_path, trusted):
+    (trusted / "token").write_text("very-wrong")
+    with pytest.raises(Unavailable, match="did not answer") as refused:
+        asked(tmp_path, trusted)
+    assert "very-wrong" not in refused.value.to_text()
+
+
+def test_a_ledger_whose_certificate_another_signed_is_not_asked(tmp_path, trusted):
+    (trusted / "ca.crt").write_bytes(make_authority(NOW).certificate)
+    with pytest.raises(Unavailable):
+        asked(tmp_path, trusted)
+
+
+@pytest.mark.parametrize("missing", ["token", "ca.crt"])
+def test_before_the_kubelet_has_brought_what_is_needed_it_says_so(trusted, missing):
+    (trusted / missing).unlink()
+    with pytest.raises(Unavailable, match="cannot be asked yet") as refused:
+        asyncio.run(LedgerReader("https://localhost:1", trusted).activity(0))
+    assert refused.value.hint
+
+
+def test_a_ledger_that_is_down_is_unavailable(trusted):
+    with pytest.raises(Unavailable):
+        asyncio.run(LedgerReader("https://localhost:1", trusted).activity(0))
+
+
+def test_an_answer_that_is_no_ledgers_is_unavailable(tmp_path, trusted):
+    async def nonsense(request):
+        return web.json_response({"functions": [{"function": 1}]})
+
+    async def ask():
+        app = web.Application()
+        app.router.add_get("/v1/activity", nonsense)
+        async with served(tmp_path, app) as address:
+            await LedgerReader(address, trusted).activity(0)
+
+    with pytest.raises(Unavailable):
+        asyncio.run(ask())
