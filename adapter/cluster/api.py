@@ -93,9 +93,9 @@ class _Call:
     method: str
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
-    body: Any = None
+    body: Any = field(default=None, repr=False)
     content_type: str = _JSON
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     repeatable: bool = True
     """Sent twice it does what it does once."""
 
