@@ -1,0 +1,372 @@
+"""The desired state as objects of a cluster, with others who write it too."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+
+from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, SECRETS
+from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
+from adapter.openfaas.catalog import ImageFacts
+from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership, read_record, record_of
+from adapter.openfaas.cluster_secrets import ClusterSecrets
+from adapter.openfaas.wire import FunctionDeployment
+from tests.fakes.api_server import status
+from tests.fakes.pods import FakeCluster
+from tests.fakes.replicas import until
+
+NAMESPACE = "openfaas-fn"
+FN = FunctionDeployment("fn", "fn:1", env_vars={"a": "b"})
+PATH = f"/api/v1/namespaces/{NAMESPACE}/configmaps/function-fn"
+FACTS = ImageFacts("fn@sha256:1", is_ours=True, config={"gpu": {"count": 1}})
+MEMBERSHIP = Membership("functions-role", "provider", "system")
+
+
+class Told:
+    """A listener that remembers."""
+
+    def __init__(self):
+        self.news = []
+
+    def deployed(self, entry):
+        self.news.append((entry.deployment.key, entry.revision))
+
+    def removed(self, key):
+        self.news.append((key, "removed"))
+
+
+class Place:
+    def __init__(self, fake, api) -> None:
+        self.fake = fake
+        self.told = Told()
+        self.namespaces = []
+        self.looked = []
+        self.facts = FACTS
+        self.catalog = ClusterCatalog(api, ClusterSecrets(api), NAMESPACE, self.look, MEMBERSHIP)
+        self.catalog.listen(self.told)
+
+    async def look(self, wanted):
+        self.looked.append(wanted.image)
+        if isinstance(self.facts, Exception):
+            raise self.facts
+        return self.facts
+
+    async def edit(self, **changes):
+        """As kubectl does."""
+        record = json.loads(json.dumps(self.fake.objects[PATH]))
+        wanted = json.loads(record["data"]["deployment"]) | changes
+        record["data"]["deployment"] = json.dumps(wanted)
+        await self.fake.put(PATH, record)
+
+
+@asynccontextmanager
+async def opened(fake=None):
+    fake = fake or FakeCluster(None)
+    async with fake.serving() as server, server.client() as api:
+        place = Place(fake, api)
+        await place.catalog.open(place.namespaces.append, place.namespaces.remove)
+        try:
+            yield place
+        finally:
+            await place.catalog.close()
+            await fake.close()
+
+
+def run(scenario) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 30))
+
+
+# Functions ---------------------------------------------------------------------------------------
+
+
+def test_what_was_put_is_there_for_the_next_gateway_with_what_its_image_said():
+    async def scenario():
+        fake = FakeCluster(None)
+        async with opened(fake) as place:
+            first = await place.catalog.put(FN, "", FACTS)
+            again = await place.catalog.put(FN, "", FACTS)
+            assert (first.revision, again.revision) == (1, 2)
+            assert again.created_at == first.created_at
+        async with opened(fake) as place:
+            assert place.catalog.get("fn.openfaas-fn") == again
+            assert [entry.image for entry in place.catalog.functions()] == [FACTS]
+            assert place.catalog.functions("other") == []
+            await place.catalog.remove("fn.openfaas-fn")
+            assert PATH not in fake.objects
+            with pytest.raises(NotFound):
+                place.catalog.get("fn.openfaas-fn")
+            with pytest.raises(NotFound):
+                await place.catalog.remove("fn.openfaas-fn")
+
+    run(scenario())
+
+
+def test_what_another_gateway_deploys_and_removes_is_told():
+    async def scenario():
+        async with opened() as place:
+            await place.fake.put(PATH, record_of(FN, 4, None) | _created())
+            await until(lambda: place.told.news == [("fn.openfaas-fn", 4)])
+            await place.fake.put(PATH, {**record_of(FN, 5, None), "metadata": place.fake.objects[PATH]["metadata"]})
+            await until(lambda: place.told.news[-1] == ("fn.openfaas-fn", 5))
+            await place.fake.remove(PATH)
+            await until(lambda: place.told.news[-1] == ("fn.openfaas-fn", "removed"))
+            assert place.catalog.uid("fn.openfaas-fn") == ""
+
+    run(scenario())
+
+
+def test_what_it_does_itself_is_not_told_again():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            await place.catalog.put(FN, "")
+            await place.catalog.remove("fn.openfaas-fn")
+            await place.fake.put(_path("last"), record_of(FunctionDeployment("last", "x"), 1, None) | _created("last"))
+            await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
+            assert ("fn.openfaas-fn", "removed") not in place.told.news
+
+    run(scenario())
+
+
+def test_an_edit_by_hand_is_a_deploy_of_which_a_revision_is_made():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "", FACTS)
+            place.facts = ImageFacts("fn@sha256:2")
+            await place.edit(image="fn:2")
+            await until(lambda: place.told.news[-1:] == [("fn.openfaas-fn", 2)])
+            entry = place.catalog.get("fn.openfaas-fn")
+            assert (entry.deployment.image, entry.image.reference) == ("fn:2", "fn@sha256:2")
+            assert place.looked == ["fn:2"]
+            assert place.fake.objects[PATH]["data"]["revision"] == "2"
+
+    run(scenario())
+
+
+def test_an_edit_whose_image_cannot_be_looked_at_is_taken_with_a_note():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "", FACTS)
+            place.facts = ConfigError("No such image.")
+            await place.edit(image="fn:2")
+            await until(lambda: place.told.news[-1:] == [("fn.openfaas-fn", 2)])
+            assert "No such image" in place.catalog.get("fn.openfaas-fn").image.note
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"service": 1}', '{"service": "other"}'])
+def test_an_edit_that_breaks_a_record_leaves_what_runs(text):
+    async def scenario():
+        async with opened() as place:
+            entry = await place.catalog.put(FN, "")
+            record = json.loads(json.dumps(place.fake.objects[PATH]))
+            record["data"]["deployment"] = text
+            broken = await place.fake.put(PATH, record)
+            version = broken["metadata"]["resourceVersion"]
+            await until(lambda: place.catalog._records["fn.openfaas-fn"].version == version)
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert ("fn.openfaas-fn", "removed") not in place.told.news
+            assert (await place.catalog.put(FN, "")).revision == 2
+
+    run(scenario())
+
+
+def test_a_write_that_another_was_faster_than_goes_on_top_of_it():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            place.fake.silent.set()  # its watch has not told yet
+            await place.fake.put(PATH, {**record_of(FN, 2, None), "metadata": place.fake.objects[PATH]["metadata"]})
+            assert (await place.catalog.put(FN, "")).revision == 3
+            await place.fake.remove(PATH)
+            assert (await place.catalog.put(FN, "")).revision == 1
+            place.fake.silent.clear()
+
+    run(scenario())
+
+
+def test_late_news_of_a_function_that_was_removed_and_deployed_anew_is_no_news():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            place.fake.silent.set()
+            await place.catalog.remove("fn.openfaas-fn")
+            entry = await place.catalog.put(FN, "")
+            place.fake.silent.clear()
+            await place.fake.put(_path("last"), record_of(FunctionDeployment("last", "x"), 1, None) | _created("last"))
+            await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert ("fn.openfaas-fn", "removed") not in place.told.news
+
+    run(scenario())
+
+
+def test_a_server_that_refuses_is_told_to_whoever_deploys():
+    async def scenario():
+        async with opened() as place:
+            place.fake.next(status(403, "Forbidden", "configmaps is forbidden"), lambda r: r.method == "POST")
+            with pytest.raises(Unavailable, match="refused"):
+                await place.catalog.put(FN, "")
+            assert place.catalog.functions() == []
+
+    run(scenario())
+
+
+def test_a_record_is_read_as_it_was_written():
+    body = record_of(FN, 7, FACTS)
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    record = read_record(body)
+    assert (record.key, record.is_edited, record.problem) == ("fn.openfaas-fn", False, "")
+    assert record.entry is not None
+    assert (record.entry.deployment, record.entry.revision, record.entry.image) == (FN, 7, FACTS)
+
+
+def _created(name: str = "fn") -> dict:
+    metadata = record_of(FunctionDeployment(name, "x"), 1, None)["metadata"]
+    return {"metadata": {**metadata, "creationTimestamp": "2026-01-01T00:00:00Z"}}
+
+
+def _path(name: str) -> str:
+    return CONFIG_MAPS.path(NAMESPACE, f"function-{name}")
+
+
+# Namespaces --------------------------------------------------------------------------------------
+
+
+def test_namespaces_are_those_with_the_mark_of_openfaas_as_label_or_annotation():
+    async def scenario():
+        async with opened() as place:
+            for name, metadata in {
+                "labelled": {"labels": {"openfaas": "1", "gpufn.dev/snapshots": "enabled"}},
+                "annotated": {"annotations": {"openfaas": "true"}},
+                "no": {"labels": {"openfaas": "0"}},
+                "kube-system": {},
+            }.items():
+                await place.fake.put(NAMESPACES.path(name=name), {"metadata": metadata})
+            await until(lambda: place.catalog.namespaces() == ["annotated", "labelled", NAMESPACE])
+            assert place.catalog.keeps_snapshots("labelled")
+            assert not place.catalog.keeps_snapshots("annotated")
+            assert not place.catalog.keeps_snapshots("absent")
+            await place.fake.put("/api/v1/namespaces/labelled/configmaps/function-fn", _record_in("labelled"))
+            await until(lambda: ("fn.labelled", 1) in place.told.news)
+            await place.fake.remove(NAMESPACES.path(name="labelled"))
+            await until(lambda: ("fn.labelled", "removed") in place.told.news)
+            assert place.namespaces == [NAMESPACE, "annotated"]
+
+    run(scenario())
+
+
+def _record_in(namespace: str) -> dict:
+    body = record_of(FunctionDeployment("fn", "fn:1", namespace), 1, None)
+    body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    return body
+
+
+def test_a_namespace_that_is_made_is_one_of_functions_and_gives_us_its_rights():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put_namespace("second", {"labels": {"a": "b"}, "annotations": {}}, new=True)
+            assert place.catalog.namespace("second") == {"name": "second", "labels": {"a": "b"}, "annotations": {}}
+            made = place.fake.objects["/api/v1/namespaces/second"]["metadata"]
+            assert made["labels"]["openfaas"] == made["annotations"]["openfaas"] == "1"
+            bindings = [path for path in place.fake.objects if "rolebindings" in path]
+            assert bindings == ["/apis/rbac.authorization.k8s.io/v1/namespaces/second/rolebindings/provider"]
+            assert place.fake.objects[bindings[0]]["roleRef"]["name"] == "functions-role"
+            with pytest.raises(Conflict):
+                await place.catalog.put_namespace("second", {}, new=True)
+            await place.catalog.put_namespace("second", {"labels": {"a": "c"}}, new=False)
+            assert place.catalog.namespace("second")["labels"] == {"a": "c"}
+            await place.catalog.remove_namespace("second")
+            assert "second" not in place.catalog.namespaces()
+
+    run(scenario())
+
+
+def test_a_namespace_of_others_is_neither_taken_nor_removed():
+    async def scenario():
+        async with opened() as place:
+            await place.fake.put(NAMESPACES.path(name="kube-system"), {"metadata": {}})
+            with pytest.raises(Conflict, match="not one of functions"):
+                await place.catalog.put_namespace("kube-system", {}, new=True)
+            with pytest.raises(NotFound):
+                await place.catalog.put_namespace("kube-system", {}, new=False)
+            with pytest.raises(NotFound):
+                await place.catalog.remove_namespace("kube-system")
+            with pytest.raises(Conflict):
+                await place.catalog.remove_namespace(NAMESPACE)
+
+    run(scenario())
+
+
+def test_a_namespace_with_functions_is_not_removed():
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put_namespace("second", {}, new=True)
+            await place.catalog.put(FunctionDeployment("fn", "fn:1", "second"), "")
+            with pytest.raises(Conflict, match="has functions: fn"):
+                await place.catalog.remove_namespace("second")
+
+    run(scenario())
+
+
+# Secrets -----------------------------------------------------------------------------------------
+
+
+def _secret(name: str) -> str:
+    return SECRETS.path(NAMESPACE, name)
+
+
+def test_secrets_are_those_that_openfaas_manages():
+    async def scenario():
+        async with opened() as place:
+            catalog = place.catalog
+            await catalog.put_secret(NAMESPACE, "token", b"\0one", new=True)
+            stored = place.fake.objects[_secret("token")]
+            assert stored["data"] == {"token": base64.b64encode(b"\0one").decode()}
+            assert stored["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "openfaas"}
+            with pytest.raises(Conflict):
+                await catalog.put_secret(NAMESPACE, "token", b"two", new=True)
+            await catalog.put_secret(NAMESPACE, "token", b"two", new=False)
+            assert place.fake.objects[_secret("token")]["data"]["token"] == base64.b64encode(b"two").decode()
+            with pytest.raises(NotFound):
+                await catalog.put_secret(NAMESPACE, "absent", b"", new=False)
+            assert await catalog.missing_secrets(NAMESPACE, ["token", "absent"]) == ["absent"]
+            await catalog.remove_secret(NAMESPACE, "token")
+            with pytest.raises(NotFound):
+                await catalog.remove_secret(NAMESPACE, "token")
+
+    run(scenario())
+
+
+def test_a_secret_of_somebody_else_is_neither_read_nor_changed_nor_removed():
+    async def scenario():
+        async with opened() as place:
+            await place.fake.put(_secret("tls"), {"type": "kubernetes.io/tls", "data": {"tls.key": "eA=="}})
+            for change in (
+                place.catalog.put_secret(NAMESPACE, "tls", b"", new=False),
+                place.catalog.remove_secret(NAMESPACE, "tls"),
+            ):
+                with pytest.raises(NotFound):
+                    await change
+            with pytest.raises(ConfigError, match="not one of functions") as error:
+                await place.catalog.missing_secrets(NAMESPACE, ["tls"])
+            assert "label secret tls" in error.value.hint
+
+    run(scenario())
+
+
+def test_secrets_for_pulling_need_no_label_and_are_told_apart():
+    async def scenario():
+        async with opened() as place:
+            data = {".dockerconfigjson": base64.b64encode(b"{}").decode()}
+            await place.fake.put(_secret("registry"), {"type": "kubernetes.io/dockerconfigjson", "data": data})
+            secrets = place.catalog._secrets
+            assert await place.catalog.missing_secrets(NAMESPACE, ["registry"]) == []
+            assert await secrets.docker_configs(NAMESPACE, ["registry", "absent"]) == [b"{}"]
+
+    run(scenario())
