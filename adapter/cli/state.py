@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
+from adapter.errors import AdapterError, ConfigError, Conflict, GpuError, NotFound, Overloaded, Timeout, Unavailable
 from adapter.keys import ENV_HOME, ERROR_HEADER, GATEWAY_FILE, PASSWORD_FILE, USER_FILE
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
@@ -20,6 +20,8 @@ _ERRORS: dict[int, type[AdapterError]] = {
     502: Unavailable, 503: Unavailable, 504: Timeout,
 }  # fmt: skip
 """What an answer's status means for the exit code."""
+_NO_GPU = frozenset({"no-node"})
+"""Codes that mean it more exactly: there is no GPU to be had."""
 
 state_option = click.option(
     "--state", type=click.Path(path_type=Path), envvar=ENV_HOME, show_envvar=True,
@@ -139,7 +141,7 @@ def error_of(response: Any) -> AdapterError:
     try:
         said = response.json()["error"]
         message, why, hint, code = (str(said.get(key, "")) for key in ("message", "why", "hint", "code"))
-        return kind(message, why=why, hint=hint, code=code)
+        return (GpuError if code in _NO_GPU else kind)(message, why=why, hint=hint, code=code)
     except (ValueError, KeyError, TypeError, AttributeError):
         code = response.headers.get(ERROR_HEADER) or f"http-{status}"
         lines = response.text.strip().splitlines()[:3] or [f"The gateway answered {status}."]

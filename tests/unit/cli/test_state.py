@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from adapter.cli import state as module
-from adapter.cli.state import GatewayClient, shown
+from adapter.cli.state import GatewayClient, error_of, shown
 from adapter.errors import ConfigError, Unavailable
 
 
@@ -92,3 +92,14 @@ def test_a_password_that_is_no_text_is_named(state):
     (state / "basic-auth-password").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="basic-auth-password cannot be read"):
         GatewayClient("http://127.0.0.1:8080", state)
+
+
+def test_no_gpu_for_a_function_ends_with_its_own_code():
+    class Response:
+        status_code = 503
+
+        @staticmethod
+        def json():
+            return {"error": {"code": "no-node", "message": "No node had room.", "why": "", "hint": ""}}
+
+    assert error_of(Response()).exit_code == 8
