@@ -59,8 +59,9 @@ class Entry:
 class Listener(Protocol):
     """Who is told of what others change in a catalog, and again of what its own user does."""
 
-    def deployed(self, entry: Entry) -> None:
-        """A function is new, or has a new revision. May be told more than once."""
+    def deployed(self, entry: Entry, *, first: bool = False) -> None:
+        """A function is new, or has a new revision. May be told more than once. `first`: no other gateway has begun with
+        it, as whoever takes a deploy does."""
 
     def removed(self, key: str) -> None: ...
 

@@ -22,7 +22,8 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,7 @@ class ClusterCatalog:
         self._background = Background()
         self._known: dict[str, Namespace] = {}
         self._records: dict[str, Record] = {}
+        self._writing: set[str] = set()  # keys
         self._removed: deque[str] = deque(maxlen=_REMEMBERED)  # uids: late news of them is no news
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._informers: dict[str, Informer[Record]] = {}
@@ -175,16 +177,30 @@ class ClusterCatalog:
 
     async def put(self, deployment: FunctionDeployment, created_at: str, image: ImageFacts | None = None) -> Entry:
         """When it was created is the API server's to say."""
-        for _ in range(_TRIES):
-            record = self._records.get(deployment.key)
-            try:
-                written = await self._write(deployment, image, record)
-            except Conflict:  # another writer was faster: on top of what there is now
-                await self._read_again(deployment)
-                continue
-            self._accept(written)
-            return self.get(deployment.key)
-        raise Unavailable(f"{deployment.key} is being changed by others.", hint="Try again.", code="busy")
+        with self._writes(deployment.key):
+            for _ in range(_TRIES):
+                try:
+                    self._accept(await self._write(deployment, image, self._records.get(deployment.key)))
+                    return self.get(deployment.key)
+                except Conflict:  # another writer was faster: on top of what there is now
+                    await self._read_again(deployment)
+            raise Unavailable(f"{deployment.key} is being changed by others.", hint="Try again.", code="busy")
+
+    @contextmanager
+    def _writes(self, key: str) -> Iterator[None]:
+        """Meanwhile the listener is not told of it: the watch may be faster than the answer, and who deploys goes on
+        with what was written. Where nothing was, it is told of what others did."""
+        self._writing.add(key)
+        told = self._records.get(key)
+        try:
+            yield
+        except BaseException:
+            now = self._records.get(key)
+            if now is not None and now is not told and now.entry is not None and self._listener is not None:
+                self._listener.deployed(now.entry)
+            raise
+        finally:
+            self._writing.discard(key)
 
     async def _write(self, deployment: FunctionDeployment, image: ImageFacts | None, old: Record | None) -> Record:
         revision = 1 if old is None or old.entry is None else old.entry.revision + 1
@@ -228,7 +244,7 @@ class ClusterCatalog:
                 self._listener.removed(old.key)
             return
         known = self._records.get(new.key)
-        if not self._accept(new):
+        if not self._accept(new) or new.key in self._writing:
             return
         if known is not None and known.uid != new.uid and new.entry is None and self._listener is not None:
             self._listener.removed(new.key)  # in its place is one that cannot be used
@@ -271,13 +287,17 @@ class ClusterCatalog:
         except AdapterError as error:
             image = ImageFacts(wanted.image, note=f"the image could not be looked at: {error.message}")
         try:
-            written = await self._write(wanted, image, record)
+            with self._writes(record.key):
+                written = await self._write(wanted, image, record)
+                self._accept(written)
         except AdapterError as error:
             fields = {"function": record.key, "why": error.why or error.message}
-            logger.warning("an edit was not taken", extra={"fields": fields})  # the watch tells of it again
+            logger.warning(
+                "an edit was not taken", extra={"fields": fields}
+            )  # another gateway has, or the watch tells again
             return
-        if self._accept(written) and self._listener is not None and written.entry is not None:
-            self._listener.deployed(written.entry)
+        if self._listener is not None and written.entry is not None:
+            self._listener.deployed(written.entry, first=True)
 
     # Namespaces ---------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class Gateway(Observer):
         logger.info("a function is deployed", extra={"fields": {"function": wanted.key, "revision": entry.revision}})
         if unkept := self.unkept(wanted):
             logger.warning("not all has effect", extra={"fields": {"function": wanted.key, "why": unkept}})
-        self.deployed(entry)
+        self.deployed(entry, first=True)
         return entry
 
     async def _check_secrets(self, wanted: wire.FunctionDeployment) -> None:
@@ -155,8 +155,8 @@ class Gateway(Observer):
 
     # Listener: also told of what others changed -------------------------------------------------
 
-    def deployed(self, entry: Entry) -> None:
-        self._take_up(entry, first=True)
+    def deployed(self, entry: Entry, *, first: bool = False) -> None:
+        self._take_up(entry, first=first)
 
     def removed(self, key: str) -> None:
         fleet = self.fleets.pop(key, None)

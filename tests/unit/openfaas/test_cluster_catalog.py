@@ -32,7 +32,7 @@ class Told:
     def __init__(self):
         self.news = []
 
-    def deployed(self, entry):
+    def deployed(self, entry, *, first=False):
         self.news.append((entry.deployment.key, entry.revision))
 
     def removed(self, key):
@@ -368,5 +368,24 @@ def test_secrets_for_pulling_need_no_label_and_are_told_apart():
             secrets = place.catalog._secrets
             assert await place.catalog.missing_secrets(NAMESPACE, ["registry"]) == []
             assert await secrets.docker_configs(NAMESPACE, ["registry", "absent"]) == [b"{}"]
+
+    run(scenario())
+
+
+def test_whoever_deploys_is_not_told_before_its_write_is_done():
+    async def scenario():
+        async with opened() as place:
+            told_early = []
+
+            async def slow(request):
+                """The watch is faster than the answer."""
+                answer = await place.fake._write(request, await request.json())
+                await until(lambda: place.catalog.functions())
+                told_early.extend(place.told.news)
+                return answer
+
+            place.fake.next(slow, lambda request: request.method == "POST")
+            assert (await place.catalog.put(FN, "")).revision == 1
+            assert told_early == []
 
     run(scenario())
