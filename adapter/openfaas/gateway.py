@@ -114,12 +114,13 @@ class Gateway(Observer):
             raise wire.unknown_function(key) from None
 
     async def deploy(self, wanted: wire.FunctionDeployment) -> Entry:
-        """Look at its image, validate, remember, prepare in the background. Raises `ConfigError`, `Unavailable`."""
+        """Look at its image, validate, remember, prepare in the background. Raises `ConfigError`, `NotFound`,
+        `Unavailable`."""
         self.check_open()
+        self.catalog.namespace(wanted.namespace)
         try:
             image = await self._look(wanted) if self._look is not None else None
             spec = self._spec(wanted, image)
-            self.catalog.namespace(wanted.namespace)
             await self._check_secrets(wanted)
             await self.host.check(_deployment(Entry(wanted, 0, "", image), spec))
         except (NotFound, HandlerError) as exc:  # 404 would tell faas-cli that there is nothing to update

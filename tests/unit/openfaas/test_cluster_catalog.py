@@ -380,7 +380,7 @@ def test_whoever_deploys_is_not_told_before_its_write_is_done():
             async def slow(request):
                 """The watch is faster than the answer."""
                 answer = await place.fake._write(request, await request.json())
-                await until(lambda: place.catalog.functions())
+                await until(place.catalog.functions)
                 told_early.extend(place.told.news)
                 return answer
 
