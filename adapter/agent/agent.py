@@ -23,7 +23,7 @@ from adapter.agent.due import SnapshotsDue
 from adapter.agent.kubelet import Allocation, Kubelet
 from adapter.agent.meter import Calendar, Meter
 from adapter.agent.metrics import Metrics
-from adapter.agent.observe import Now, observe
+from adapter.agent.observe import Now, observe, still_there
 from adapter.agent.pod_log import PodLog, log_folder
 from adapter.agent.pods import Pod, intent_of
 from adapter.agent.scrape import busy_ns
@@ -151,6 +151,8 @@ class Agent:
         gone, self._gone = self._gone, {}
         pods = gone | {pod.uid: pod for pod in self._pods.snapshot().values()}
         allocation = await self._ask_kubelet()
+        if not self._pods.healthy and allocation is not None:
+            pods = still_there(pods, allocation, self._meter.held())
         intents = self._read_intents(pods)
         events = await asyncio.to_thread(self._read_logs, pods, intents)
         moment = now()

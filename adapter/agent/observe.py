@@ -10,7 +10,7 @@ until the pod is over, deleted, or ends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapter.agent.kubelet import Allocation
@@ -58,6 +58,14 @@ def observe(
             _take(meter, pods[uid], intent, allocation, models, now)
     if allocation is not None:
         meter.others(_others(pods, intents, allocation), now.boot_ns)
+
+
+def still_there(pods: Mapping[str, Pod], allocation: Allocation, held: Iterable[Key]) -> dict[str, Pod]:
+    """Of pods that the API server had when it was heard last, those that the kubelet does not contradict: one that held
+    a GPU and has none any more is gone."""
+    there = {(namespace, name) for namespace, name, _ in allocation.devices}
+    with_gpus = {uid for uid, _, device in held if device not in (CPU_DEVICE, UNKNOWN_DEVICE)}
+    return {uid: pod for uid, pod in pods.items() if uid not in with_gpus or (pod.namespace, pod.name) in there}
 
 
 def wants_gpu(pod: Pod, container: str) -> int:

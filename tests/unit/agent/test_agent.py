@@ -94,6 +94,7 @@ class Node:
         informers = [Informer(None, path, project) for path, project in (("/pods", read_pod), ("/namespaces", dict))]
         self.agent = Agent(self.settings(), None, spool, Metrics(), *informers)
         self.agent._namespaces._set("acme", {})
+        self.agent._pods.synced.set()
         return self
 
     async def round(self, seconds, *pods):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from adapter.agent.kubelet import Allocation
 from adapter.agent.meter import Calendar, Meter
-from adapter.agent.observe import Now, observe
+from adapter.agent.observe import Now, observe, still_there
 from adapter.agent.pods import Container, Pod, intent_of
 from adapter.policy.conservation import conserve
 from adapter.records import DeviceInterval, LeaseInterval, LeasePhase
@@ -188,3 +188,11 @@ def test_a_step_of_the_wall_clock_makes_nothing_longer_and_nothing_shorter():
         node.round(at(30, step_s), ended, late, given=allocation(u2=OTHER)).tell(at(30, step_s))
         assert node.spans() == {("embed-1-1", GPU): [(5, 25)], ("embed-2-2", OTHER): [(15, 30)]}
         assert node.adds_up(30)
+
+
+def test_while_the_api_server_is_silent_who_has_no_gpu_any_more_is_gone():
+    node, given = Node(), allocation(u1=GPU)
+    pods = {one.uid: one for one in (pod(started=5), pod("2", started=5, gpus=0))}
+    node.round(at(10), *pods.values(), given=given)
+    assert still_there(pods, given, node.meter.held()) == pods
+    assert list(still_there(pods, allocation(), node.meter.held())) == ["2"]
