@@ -243,6 +243,7 @@ def metering(cluster: Cluster, postgres_url: str, tmp_path) -> Iterator[Metering
 def function_pod(name: str, namespace: str, image: str, gpus: int = 1) -> dict[str, Any]:
     container = {
         "name": "main", "image": image, "imagePullPolicy": "IfNotPresent",
+        "readinessProbe": {"httpGet": {"path": "/_/ready", "port": 8080}, "periodSeconds": 1},
         "env": [{"name": "GPUFN_DEVICE", "value": "cpu"}],
         "resources": {"limits": {"nvidia.com/gpu": str(gpus)}} if gpus else {},
     }  # fmt: skip
