@@ -4,7 +4,7 @@
     GET  /v1/leases         ?start_ns&end_ns[&function][&namespace][&summary=true]          {"leases": […]}
     GET  /v1/starts         [?function][&namespace][&since_ns][&limit]                       {"starts": […]}
     GET  /v1/activity       ?since_ns                                                       {"functions": […]}
-    GET  /v1/capacity       ?start_ns&end_ns                                    {"hours": […], "findings": […]}
+    GET  /v1/capacity       ?start_ns&end_ns, of whole hours                    {"hours": […], "findings": […]}
 
 What is acknowledged is committed: an answer that does not come means nothing, and the delivery is repeated; rows have
 deterministic ids, so that it counts once. A record that cannot be true is refused alone, by its code.
@@ -130,7 +130,7 @@ class LedgerService:
         start_ns, end_ns = _range(query)
         if end_ns - start_ns > _CAPACITY_LIMIT_NS:
             raise ConfigError("The range is longer than 31 days.", hint="Ask for it in parts.", code="bad-query")
-        return capacity_json(self.conservation(start_ns, end_ns))
+        return capacity_json(self.conservation(start_ns // HOUR_NS * HOUR_NS, -(-end_ns // HOUR_NS) * HOUR_NS))
 
     def conservation(self, start_ns: int, end_ns: int) -> Conservation:
         """Of hours up to now: later ones have not been. Blocks, and goes day by day, so that memory is bounded."""

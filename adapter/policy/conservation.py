@@ -84,9 +84,10 @@ class _Held:
 def conserve(
     leases: Iterable[LeaseInterval], devices: Iterable[DeviceInterval], *, start_ns: int, end_ns: int
 ) -> Conservation:
-    """Hold both against each other in ``[start_ns, end_ns)``.
+    """Hold both against each other in ``[start_ns, end_ns)``, which begins with an hour.
 
-    A device counts from the first to the last hour in which it was there at all, cut at the range.
+    A device counts from the first to the last hour in which it was there at all, cut at the range. Of a device interval
+    that crosses an hour's border each hour has its part: agents end theirs there.
     """
     held = _held_by_device(leases, start_ns, end_ns)
     present: dict[str, list[DeviceInterval]] = defaultdict(list)
@@ -179,26 +180,28 @@ def _overlaps(device: str, held: Sequence[_Held]) -> Iterator[Finding]:
 
 
 def _differences(device: str, held: Sequence[_Held], rows: Sequence[DeviceInterval]) -> Iterator[Finding]:
-    """Time that was held and that no lease tells, and leases outside the times when the device was there."""
+    """Time that was held and that no lease tells, and leases of time in which nobody held the device, or it was away."""
     reaches: list[int] = []
     for part in held:  # the furthest end so far: what ends before a row cannot be in it, nor can any before
         reaches.append(max(part.end_ns, reaches[-1] if reaches else 0))
     finding: Finding | None = None
     for row in rows:
-        told = Fraction(0)
+        told, replicas = Fraction(0), set[str]()
         for part in held[bisect_left(reaches, row.started_at_ns + 1) :]:
             if part.start_ns >= row.ended_at_ns:
                 break
             told += part.within(row.started_at_ns, row.ended_at_ns)
+            replicas.add(part.lease.replica)
         missing_ns = round(row.held_ns - told)
-        if missing_ns <= _NEGLIGIBLE_NS:
+        if abs(missing_ns) <= _NEGLIGIBLE_NS or told > _length(row):  # more than all of it: that is an overlap
             continue
-        if finding and finding.ended_at_ns == row.started_at_ns:
-            finding = _longer(finding, row.ended_at_ns, missing_ns)
+        kind, of = (FindingKind.GAP, ()) if missing_ns > 0 else (FindingKind.MISMATCH, tuple(sorted(replicas)))
+        if finding and (finding.ended_at_ns, finding.kind, finding.replicas) == (row.started_at_ns, kind, of):
+            finding = _longer(finding, row.ended_at_ns, abs(missing_ns))
             continue
         if finding:
             yield finding
-        finding = Finding(FindingKind.GAP, device, row.started_at_ns, row.ended_at_ns, missing_ns)
+        finding = Finding(kind, device, row.started_at_ns, row.ended_at_ns, abs(missing_ns), of)
     if finding:
         yield finding
     yield from _strays(device, held, rows)

@@ -110,11 +110,20 @@ def test_leases_of_a_device_that_was_not_there_or_is_another_nodes_are_named():
     low, high = BEGIN_NS, BEGIN_NS + HOUR_NS
     stray = lease(1, low, low + 5 * SECOND_NS, device="GPU-none")
     foreign = lease(2, low, low + 5 * SECOND_NS, node="node-2")
-    found = conserve([stray, foreign], [present(0, low, high, 0)], start_ns=low, end_ns=high)
+    rows = [present(0, low, low + 5 * SECOND_NS, 5 * SECOND_NS), present(1, low + 5 * SECOND_NS, high, 0)]
+    found = conserve([stray, foreign], rows, start_ns=low, end_ns=high)
     assert [(f.kind, f.device, f.replicas) for f in found.findings] == [
         (FindingKind.MISMATCH, DEVICE, ("embed-2",)),
         (FindingKind.MISMATCH, "GPU-none", ("embed-1",)),
     ]
+    assert found.residual_ns == 0
+
+
+def test_a_lease_of_time_in_which_nobody_held_the_device_is_named():
+    low, high = BEGIN_NS, BEGIN_NS + HOUR_NS
+    found = conserve([lease(1, low, low + 5 * SECOND_NS)], [present(0, low, high, 0)], start_ns=low, end_ns=high)
+    [finding] = found.findings
+    assert (finding.kind, finding.nanoseconds, finding.replicas) == (FindingKind.MISMATCH, 5 * SECOND_NS, ("embed-1",))
     assert found.residual_ns == 5 * SECOND_NS
 
 
