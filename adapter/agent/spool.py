@@ -35,7 +35,7 @@ LIMIT_BYTES = 64 * 2**20
 _MAGIC = b"GPUFNSP1"
 _HEADER = struct.Struct("<II")
 _FRAME_LIMIT_BYTES = 16 * 2**20
-_COMPACT_BYTES = 2**20
+_COMPACT_BYTES = 2**16
 """Less than this is not worth writing anew."""
 
 
@@ -81,7 +81,11 @@ class Spool:
         return spool
 
     def close(self) -> None:
-        os.close(self._fd)
+        """What was acknowledged need not be delivered again by the next one."""
+        with self._mutex:
+            if len(self._live()) < len(self._frames):
+                self._compact()
+            os.close(self._fd)
 
     @property
     def unacked(self) -> int:

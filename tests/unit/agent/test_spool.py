@@ -33,9 +33,7 @@ def numbers(spool):
 
 @pytest.fixture
 def spool(tmp_path):
-    spool = Spool.open(tmp_path)
-    yield spool
-    spool.close()
+    return Spool.open(tmp_path)
 
 
 def reopened(spool, folder):
@@ -182,7 +180,15 @@ def test_it_shrinks_once_the_ledger_has_most_of_it(tmp_path, spool):
     assert (numbers(again), again.state) == ([(39, 39)], {"at": 39})
     again.append([record(40)], {})
     assert numbers(again) == [(39, 39), (40, 40)]
-    spool._fd = os.dup(again._fd)
+    again.close()
+
+
+def test_what_was_acknowledged_waits_no_more_after_an_orderly_end(tmp_path, spool):
+    spool.append([record(1)], {"at": 1})
+    spool.append([record(2)], {"at": 2})
+    spool.ack(1)
+    again = reopened(spool, tmp_path)
+    assert (numbers(again), again.state) == ([(2, 2)], {"at": 2})
     again.close()
 
 
