@@ -21,6 +21,10 @@ _PHASES = {
 """A parked process keeps its GPU on Kubernetes, where nobody else is given it: parking changes nothing here."""
 
 
+_KUBERNETES_STEP_NS = 10**9
+"""Its times are whole seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseChange:
     """`at_ns` is on the calendar of the node."""
@@ -74,10 +78,17 @@ def from_the_pods_beginning(record: StartRecord, pod: Pod, seen_at_ns: int) -> S
     began_ns, first_ns = pod.began_at_ns, record.started_at_ns
     if not 0 < began_ns < first_ns:
         return record
-    bound_ns = min(max(seen_at_ns or pod.scheduled_at_ns, began_ns), first_ns)
+    bound_ns = min(max(_bound_at_ns(pod, seen_at_ns), began_ns), first_ns)
     lead_ns = first_ns - began_ns
     moved = tuple(
         replace(phase, start_ns=phase.start_ns + lead_ns, end_ns=phase.end_ns + lead_ns) for phase in record.phases
     )
     before = (Phase(PhaseName.SCHEDULE, 0, bound_ns - began_ns), Phase(PhaseName.PULL, bound_ns - began_ns, lead_ns))
     return replace(record, started_at_ns=began_ns, total_ns=record.total_ns + lead_ns, phases=(*before, *moved))
+
+
+def _bound_at_ns(pod: Pod, seen_at_ns: int) -> int:
+    """When it got its node: in the second in which the API server has that, and there when the agent saw it."""
+    if not pod.scheduled_at_ns:
+        return seen_at_ns
+    return min(max(seen_at_ns, pod.scheduled_at_ns), pod.scheduled_at_ns + _KUBERNETES_STEP_NS)

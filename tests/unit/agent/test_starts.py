@@ -42,7 +42,7 @@ def told(events, *, seen_at_ns=0, told_at_ns=0, is_first=True):
 
 
 def test_the_first_start_begins_when_the_pod_did():
-    [(at_ns, found)] = told([started(5)], seen_at_ns=BEGAN_NS + 2 * SECOND_NS)
+    [(at_ns, found)] = told([started(5)], seen_at_ns=BEGAN_NS + 2 * SECOND_NS - 10)
     assert at_ns == 5
     assert (found.function, found.namespace, found.revision, found.replica) == (
         "embed", "acme", "embed-00007", "embed-x-7ad98cc7",
@@ -50,8 +50,8 @@ def test_the_first_start_begins_when_the_pod_did():
     lead_ns = 3 * SECOND_NS - 100
     assert (found.started_at_ns, found.total_ns) == (BEGAN_NS + 100, lead_ns + 400)
     assert found.phases == (
-        Phase(PhaseName.SCHEDULE, 0, 2 * SECOND_NS - 100),
-        Phase(PhaseName.PULL, 2 * SECOND_NS - 100, lead_ns),
+        Phase(PhaseName.SCHEDULE, 0, 2 * SECOND_NS - 110),
+        Phase(PhaseName.PULL, 2 * SECOND_NS - 110, lead_ns),
         Phase(PhaseName.RESTORE, lead_ns, lead_ns + 300),
         Phase(PhaseName.HANDOVER, lead_ns + 300, lead_ns + 400),
     )
@@ -61,6 +61,11 @@ def test_the_first_start_begins_when_the_pod_did():
 def test_an_agent_that_came_later_takes_when_it_was_scheduled():
     [(_, found)] = told([started(5)])
     assert found.phases[0] == Phase(PhaseName.SCHEDULE, 0, SECOND_NS - 100)
+
+
+def test_an_agent_that_saw_it_late_takes_the_second_in_which_it_was_scheduled():
+    [(_, found)] = told([started(5)], seen_at_ns=BEGAN_NS + 3600 * SECOND_NS)
+    assert found.phases[0] == Phase(PhaseName.SCHEDULE, 0, 2 * SECOND_NS - 100)
 
 
 @pytest.mark.parametrize("seen_at_ns", [1, BEGAN_NS + 3600 * SECOND_NS])
