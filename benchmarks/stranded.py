@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from adapter.cluster.api import Api, Pace
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.informer import Informer
-from adapter.cluster.resources import NAMESPACES, PODS
+from adapter.cluster.resources import PODS
 from adapter.controller.admission import Admission, Review
 from adapter.controller.cluster_view import ClusterView
 from adapter.errors import NotFound
@@ -74,7 +74,12 @@ def run(options: Options) -> Iterable[Bar]:
     for arm in ARMS:
         with Cluster() as cluster, _scheduler(cluster):
             cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
-            samples[arm] = asyncio.run(_Replay(cluster, arm, nodes).run(pods))
+            cluster.kubectl("create", "namespace", NAMESPACE)
+            fleet, places = _made(cluster, nodes)
+            cluster.kubectl("wait", "serviceaccount/default", f"--namespace={NAMESPACE}", "--for=create")
+            for name in ("kube-controller-manager", "kwok"):  # nobody is to say that nodes are gone, nor that pods run
+                cluster.components[name].stop()
+            samples[arm] = asyncio.run(_Replay(cluster, arm, fleet, places).run(pods))
     _keep(samples)
     means = {arm: statistics.mean(sample.stranded_gpus for sample in taken) for arm, taken in samples.items()}
     for other in ("default", "binpack"):
@@ -123,9 +128,9 @@ def _scheduler(cluster: Cluster) -> Iterator[None]:
 class _Replay:
     """One way, in a cluster of its own."""
 
-    def __init__(self, cluster: Cluster, arm: str, nodes: Sequence[TraceNode]) -> None:
+    def __init__(self, cluster: Cluster, arm: str, fleet: Fleet, places: Mapping[str, int]) -> None:
         self._cluster, self._arm = cluster, arm
-        self._fleet, self._places = _made(cluster, nodes)
+        self._fleet, self._places = fleet, places
         self._asked: dict[str, tuple[TracePod, asyncio.Future[str]]] = {}
         self._samples: list[Sample] = []
         self._done = self._refused = 0
@@ -133,7 +138,6 @@ class _Replay:
     async def run(self, pods: Iterable[TracePod]) -> list[Sample]:
         self._room = asyncio.Semaphore(_IN_FLIGHT)
         async with Api(Credentials(self._cluster.kubeconfig), pace=Pace(10_000, 10_000)) as self._api:
-            await self._api.create(NAMESPACES.path(), NAMESPACES.body(NAMESPACE))
             found: Informer[str] = Informer(self._api, PODS.path(NAMESPACE), _outcome)
             found.on_change(self._heard)
             view = ClusterView(self._api)
@@ -225,6 +229,7 @@ def _pod(pod: TracePod, scheduler: str, *, is_ours: bool) -> dict[str, Any]:
     limits = {NVIDIA_GPU: str(pod.gpus)} if pod.gpus else {}
     spec: dict[str, Any] = {
         "schedulerName": scheduler,
+        "automountServiceAccountToken": False,
         "containers": [
             {"name": "main", "image": "none", "resources": {"requests": {**amounts, **limits}, "limits": limits}}
         ],
