@@ -18,6 +18,7 @@ import csv
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -48,6 +49,7 @@ NAMESPACE = "openb"
 _IN_FLIGHT = 16
 """Pods that wait for the scheduler at once."""
 _SAMPLE_EVERY = 100
+_NODES_AT_ONCE = 100
 _PACKED = ("cpu", "memory", NVIDIA_GPU)
 _DEFAULT = "default-scheduler"
 _MODEL_LABEL = "nvidia.com/gpu.product"
@@ -71,15 +73,19 @@ def run(options: Options) -> Iterable[Bar]:
     if options.runs < 10:
         pods = pods[: options.runs * _SAMPLE_EVERY]
     samples: dict[str, list[Sample]] = {}
-    for arm in ARMS:
-        with Cluster() as cluster, _scheduler(cluster):
-            cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
-            cluster.kubectl("create", "namespace", NAMESPACE)
-            fleet, places = _made(cluster, nodes)
-            cluster.kubectl("wait", "serviceaccount/default", f"--namespace={NAMESPACE}", "--for=create")
-            for name in ("kube-controller-manager", "kwok"):  # nobody is to say that nodes are gone, nor that pods run
-                cluster.components[name].stop()
-            samples[arm] = asyncio.run(_Replay(cluster, arm, fleet, places).run(pods))
+    with Cluster() as cluster, _scheduler(cluster):
+        cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        ordered, names = _made(cluster, nodes)
+        cluster.kubectl("wait", "serviceaccount/default", f"--namespace={NAMESPACE}", "--for=create")
+        for name in ("kube-controller-manager", "kwok"):  # nobody is to say that nodes are gone, nor that pods run
+            cluster.components[name].stop()
+        for arm in ARMS:
+            replay = _Replay(cluster, arm, Fleet(ordered), {name: at for at, name in enumerate(names)})
+            samples[arm] = asyncio.run(replay.run(pods))
+            print(f"… {arm}: {samples[arm][-1]}", file=sys.stderr, flush=True)
+            words = ("--all", f"--namespace={NAMESPACE}", "--grace-period=0", "--force")
+            cluster.kubectl("delete", "pods", *words, timeout_s=1200)
     _keep(samples)
     means = {arm: statistics.mean(sample.stranded_gpus for sample in taken) for arm, taken in samples.items()}
     for other in ("default", "binpack"):
@@ -204,24 +210,28 @@ def _outcome(pod: Mapping[str, Any]) -> str | None:
     return _NOWHERE if any(c.get("reason") == "Unschedulable" for c in conditions) else None
 
 
-def _made(cluster: Cluster, nodes: Sequence[TraceNode]) -> tuple[Fleet, dict[str, int]]:
-    """The trace's nodes, in KWOK's care, and the place of each in the fleet by its name there."""
+def _made(cluster: Cluster, nodes: Sequence[TraceNode]) -> tuple[list[TraceNode], list[str]]:
+    """The trace's nodes, made by KWOK, those of one kind together; and the name that each has there."""
 
-    def make(node: TraceNode) -> tuple[str, int, int, int]:
+    def kind(node: TraceNode) -> tuple[str, int, int, int]:
         return node.model, node.gpus, node.cpu_milli // 1000, node.memory_mib
 
-    ordered = sorted(nodes, key=make)
+    ordered = sorted(nodes, key=kind)
     names: list[str] = []
-    for number, ((model, gpus, cpus, memory_mib), group) in enumerate(groupby(ordered, key=make)):
-        names += cluster.add_kwok_nodes(
-            len(list(group)),
-            gpus=gpus,
-            cpus=cpus,
-            memory=f"{memory_mib}Mi",
-            labels={_MODEL_LABEL: model},
-            prefix=f"kind-{number}",
-        )
-    return Fleet(ordered), {name: at for at, name in enumerate(names)}
+    for (model, gpus, cpus, memory_mib), group in groupby(ordered, key=kind):
+        left = len(list(group))
+        while left:
+            count = min(left, _NODES_AT_ONCE)
+            left -= count
+            names += cluster.add_kwok_nodes(
+                count,
+                gpus=gpus,
+                cpus=cpus,
+                memory=f"{memory_mib}Mi",
+                labels={_MODEL_LABEL: model},
+                prefix=f"node-{len(names)}",
+            )
+    return ordered, names
 
 
 def _pod(pod: TracePod, scheduler: str, *, is_ours: bool) -> dict[str, Any]:
