@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import tarfile
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,22 +73,10 @@ def write_layer(files: Mapping[str, Path | bytes], path: Path) -> Path:
                 _member(tar, inside, content, 0o644)
             elif content.is_dir():
                 for each in sorted(content.rglob("*")):
-                    if each.is_file() and "__pycache__" not in each.parts:
+                    if each.is_file():
                         _file(tar, f"{inside}/{each.relative_to(content)}", each)
             else:
                 _file(tar, inside, content)
-    return new.rename(path)
-
-
-def wheels_layer(wheels: Path, inside: str, path: Path) -> Path:
-    """A layer with wheels unpacked in one folder, which is to be on PYTHONPATH."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with tarfile.open(new, "w", format=tarfile.PAX_FORMAT) as tar:
-        for wheel in sorted(wheels.glob("*.whl")):
-            with zipfile.ZipFile(wheel) as packed:
-                for name in sorted(packed.namelist()):
-                    if not name.endswith("/"):
-                        _member(tar, f"{inside}/{name}", packed.read(name), 0o755 if ".so" in name else 0o644)
     return new.rename(path)
 
 
