@@ -78,7 +78,8 @@ class Agent:
         self._intents: dict[str, Intent | None] = {}
         self._seen_at_ns: dict[str, int] = {}
         self._logs: dict[str, PodLog] = {}
-        self._listening: set[str] = set()
+        self._speaking: set[str] = set()
+        """Pods whose entrypoint is ours."""
         self._gone: dict[str, Pod] = {}
         """Pods that the API server has no more, as it had them last: for one round."""
         self._told: dict[str, int] = {}
@@ -105,6 +106,7 @@ class Agent:
         try:
             meter = Meter.from_json(state["meter"], self._settings.node)
             self._told = {str(uid): int(at_ns) for uid, at_ns in state["starts"].items()}
+            self._speaking = set(self._told)
         except (KeyError, ValueError, TypeError, AttributeError):
             if state:
                 logger.exception("the agent's state is another version's: it begins anew")
@@ -186,7 +188,11 @@ class Agent:
         for uid, pod in pods.items():
             labels = self._namespaces.get(pod.namespace)
             if uid not in self._intents and labels is not None:
-                self._intents[uid] = intent = intent_of(pod, labels)
+                try:
+                    self._intents[uid] = intent = intent_of(pod, labels)
+                except Exception:  # boundary: one pod that nobody foresaw must not stop the meter of the others
+                    logger.exception("a pod cannot be read", extra={"fields": {"pod": f"{pod.namespace}/{pod.name}"}})
+                    self._intents[uid] = intent = None
                 if intent is not None and intent.snapshots:
                     self._make_folder(intent.need.snapshot)
         return {uid: self._intents[uid] for uid in pods if uid in self._intents}
@@ -219,8 +225,7 @@ class Agent:
         if intent is None or not events:
             return
         self._due.heard(pod, intent, events)
-        if any(event.name is EventName.LISTENING for event in events):
-            self._listening.add(pod.uid)
+        self._speaking.add(pod.uid)
         container = pod.container(_main(pod, intent))
         told_at_ns = self._told.get(pod.uid, 0)
         queued = [at_ns for uid, at_ns, _ in self._starts if uid == pod.uid]
@@ -249,7 +254,7 @@ class Agent:
         for uid, found in events.items():
             for change in starts.phase_changes(found):
                 self._meter.move(uid, change.phase, moment.on_boot(change.at_ns))
-            if uid not in self._listening:
+            if uid not in self._speaking:
                 pod, intent = pods[uid], self._intents[uid]
                 container = pod.container(_main(pod, intent)) if intent else None
                 if container is not None and container.runs:
@@ -263,7 +268,7 @@ class Agent:
         self._intents = {uid: intent for uid, intent in self._intents.items() if uid in there}
         self._seen_at_ns = {uid: at_ns for uid, at_ns in self._seen_at_ns.items() if uid in there}
         self._told = {uid: at_ns for uid, at_ns in self._told.items() if uid in there}
-        self._listening &= there
+        self._speaking &= there
         self._due.forget(pods)
         self._meter.forget(pods)
 
@@ -278,7 +283,7 @@ class Agent:
     async def beat(self, session: aiohttp.ClientSession) -> None:
         """Ask replicas how busy they were, and tell all that is not told yet."""
         pods = {pod.uid: pod for pod in self._pods.snapshot().values()}
-        held = {uid for uid, _, _ in self._meter.held()} & self._listening
+        held = {uid for uid, _, _ in self._meter.held()} & self._speaking
         asked = [(uid, pods[uid].ip) for uid in held if uid in pods and pods[uid].ip]
         answers = await asyncio.gather(*(busy_ns(session, ip) for _, ip in asked))
         at_ns = now().boot_ns

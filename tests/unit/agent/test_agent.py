@@ -398,6 +398,39 @@ def test_a_state_of_another_version_begins_anew(node):
     assert node.span() == (5, 10)
 
 
+def test_a_replica_whose_first_words_are_gone_from_its_log_is_still_known(node):
+    record = StartRecord("f", "x", "1", "y", Rung.LOAD, int((WALL_S + 6) * SECOND_NS), SECOND_NS, ())
+
+    async def play():
+        async with kubelet_of(node, embed=GPU):
+            node.start()
+            node.says((6, LISTENING), (8, SERVING), (8, Event(EventName.STARTED, 0, {"record": record.to_json()})))
+            node.busy_s = 0
+            await node.beat(10, pod(started=5))
+            for log in (node.folder / "logs").rglob("0.log"):
+                log.write_bytes(b"T stdout F hello\n")
+            node.start()
+            node.busy_s = 4
+            await node.beat(20, pod(started=5))
+
+    run(play())
+    assert node.phases() == [("restoring", 3), ("idle", 8), ("running", 4)]
+
+
+def test_a_pod_that_nobody_foresaw_stops_nobodys_meter(node):
+    strange = pod("strange", started=5)
+    strange["spec"]["containers"][0]["resources"] = {"limits": ["nvidia.com/gpu"]}
+    strange["metadata"]["labels"] = {"gpufn.dev/function": ["a", "b"]}
+
+    async def play():
+        async with kubelet_of(node, embed=GPU, strange="GPU-b"):
+            node.start()
+            await node.beat(10, strange, pod(started=5))
+
+    run(play())
+    assert node.span() == (5, 10)
+
+
 def test_a_replica_that_is_none_of_ours_inside_is_idle_when_it_is_ready(node):
     async def play():
         async with kubelet_of(node, embed=GPU):
