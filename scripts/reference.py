@@ -21,6 +21,7 @@ from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics
 from adapter.errors import AdapterError
 from adapter.keys import CONFIG_FILE, DOMAIN
 from adapter.ledger.metrics import Metrics as LedgerMetrics
+from adapter.openfaas.cluster_settings import ProviderSettings
 from adapter.openfaas.metrics import Metrics as GatewayMetrics
 from adapter.openfaas.queue import LANE_LIMIT
 from adapter.packaging.application import IGNORE_FILE, LEFT_BEHIND, SECRET
@@ -138,7 +139,21 @@ def settings() -> str:
         "of-watchdog and Knative are honoured. A value that cannot be used stops the replica with a message that names\n"
         "it. All other variables are the function's own.\n\n"
         + table(("variables", "default", "meaning"), rows)
-        + "\nDurations are written `30`, `30s`, `1m30s` or `250ms`, sizes `4096`, `16Mi` or `2G`.\n"
+        + "\nDurations are written `30`, `30s`, `1m30s` or `250ms`, sizes `4096`, `16Mi` or `2G`.\n\n"
+        "## Settings of the OpenFaaS provider on a cluster\n\n"
+        "`python -m adapter.openfaas` takes flags, and under them variables of its environment, OpenFaaS's own among them.\n\n"
+        + table(
+            ("flag", "variable", "default", "meaning"),
+            (
+                (
+                    f"`{f.metadata['flag']}`",
+                    f"`{f.metadata['variable']}`" if f.metadata["variable"] else "–",
+                    default(f.name, f.default),
+                    f.metadata["doc"],
+                )
+                for f in fields(ProviderSettings)
+            ),
+        )
     )
 
 
