@@ -47,6 +47,7 @@ from adapter.hosts.process import check_deployment
 
 logger = logging.getLogger(__name__)
 
+_SYNC_LIMIT_S = 10.0
 _CONNECT_PAUSE_S = 0.02
 """Between two tries to connect to a container that has begun and does not listen yet: an entrypoint does in 0.1 s."""
 _SOONER = 0.95
@@ -54,6 +55,7 @@ _SOONER = 0.95
 _AT_ONCE_S = 1
 """Grace of a pod that is to go at once. With 0 it would be gone from the API server before it is from its node, and
 its GPU given to another too soon."""
+_NOBODY = Owner("", "")
 _PERHAPS_DONE = frozenset({"api-cut", "api-timed-out", "api-failed"})
 """Errors after which a pod may have been made all the same; for so long its watch is waited for."""
 _SEEN_LIMIT_S = 3.0
@@ -132,13 +134,18 @@ class KubernetesHost:
             self._watches.pop(namespace).cancel()
 
     async def synced(self) -> None:
-        """Until the pods of all namespaces so far are known."""
-        await asyncio.gather(*(informer.synced.wait() for informer in self._informers.values()))
+        """Until the pods of all namespaces so far are known; of one without rights for us none ever are, and it is waited
+        for no longer than that takes to see."""
+        waits = [asyncio.ensure_future(informer.synced.wait()) for informer in self._informers.values()]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=_SYNC_LIMIT_S)
+            for wait in late:
+                wait.cancel()
 
     @property
     def is_current(self) -> bool:
         """Whether what is known of pods is not old."""
-        return all(informer.healthy for informer in self._informers.values())
+        return all(informer.healthy for informer in self._informers.values() if informer.synced.is_set())
 
     def pods(self, key: str) -> Iterator[Pod]:
         """Those of one function, whoever started them."""
@@ -167,7 +174,10 @@ class KubernetesHost:
         """By asking the API server for a replica that is not meant: its own rules, quotas and webhooks answer."""
         check_deployment(deployment)
         check_terms(deployment)
-        pod = pod_of(deployment, new_identity(deployment.name), Owner("none", "none"), pull_policy=self._pull_policy)
+        snapshots = self._facts.keeps_snapshots(deployment.namespace)
+        pod = pod_of(
+            deployment, new_identity(deployment.name), _NOBODY, snapshots=snapshots, pull_policy=self._pull_policy
+        )
         del pod["metadata"]["ownerReferences"]
         try:
             await self._api.create(PODS.path(deployment.namespace), pod, dry_run=True)

@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 NAMESPACE_MARK = "openfaas"
 """Label or annotation of a namespace of functions: ``1`` or ``true``."""
 
+_OWN_NAME = "kubernetes.io/metadata.name"
+"""Label that Kubernetes gives every namespace."""
 _ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
 _TRIES = 5
 """Of a write that others are faster than."""
@@ -339,12 +341,15 @@ class ClusterCatalog:
         if name not in self._known:
             raise unknown_namespace(name)
         namespace = self._known[name]
-        return {"name": name, "annotations": _shown(namespace.annotations), "labels": _shown(namespace.labels)}
+        annotations = {key: text for key, text in namespace.annotations if key != NAMESPACE_MARK}
+        labels = {key: text for key, text in namespace.labels if key != _OWN_NAME}  # faas-cli sends the mark as a label
+        return {"name": name, "annotations": annotations, "labels": labels}
 
     async def put_namespace(self, name: str, facts: dict[str, Any], *, new: bool) -> None:
         if not new:
             self.namespace(name)
             changed = await self._api.patch(NAMESPACES.path(name=name), {"metadata": _marked(facts)})
+            await self._become_member(name)  # whoever made it may have been killed before that
         else:
             if name in self._known:
                 raise namespace_exists(name)
@@ -452,8 +457,3 @@ def read_namespace(data: Mapping[str, Any], default: str) -> Namespace | None:
 def _marked(facts: Mapping[str, Any]) -> dict[str, Any]:
     """As metadata of a namespace of functions; the mark as OpenFaaS has it, and as a selector can find it."""
     return {kind: {**facts.get(kind, {}), NAMESPACE_MARK: "1"} for kind in ("annotations", "labels")}
-
-
-def _shown(texts: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Without what Kubernetes and we write."""
-    return {name: value for name, value in texts if name not in (NAMESPACE_MARK, "kubernetes.io/metadata.name")}

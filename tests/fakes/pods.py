@@ -112,11 +112,16 @@ class FakeCluster(FakeApiServer):
         self.functions = functions
         self.folders: dict[str, Path] = {}
         """Of functions, by images."""
+        self.default: Path | None = None
+        """What all other images are; None: nobody has them."""
         self.containers: dict[str, Container] = {}
         self.schedules = True
         self.runs = True
         self.waiting: dict[str, str] = {"reason": "ContainerCreating"}
         self.refuses = ""
+        """Why no pod may be made."""
+        self.forbidden = ""
+        """A namespace in which nothing is allowed."""
         self._tasks: set[asyncio.Task] = set()
 
     def run(self, work) -> None:
@@ -144,6 +149,8 @@ class FakeCluster(FakeApiServer):
     # --------------------------------------------------------------- what the API server does with pods
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if self.forbidden and f"/namespaces/{self.forbidden}/" in request.path:
+            return status(403, "Forbidden", f"forbidden in {self.forbidden}")
         if request.path.endswith("/log") and not self._next:
             return await self._log(request)
         return await super()._serve(request)
@@ -209,7 +216,7 @@ class FakeCluster(FakeApiServer):
             await self.change(path, phase="Pending", containerStatuses=[self._container(path, waiting=self.waiting)])
             return
         image = self.objects[path]["spec"]["containers"][0]["image"]
-        if image not in self.folders:
+        if image not in self.folders and self.default is None:
             for reason in ("ErrImagePull", "ImagePullBackOff"):
                 waiting = {"reason": reason, "message": f"failed to pull image {image}: not found"}
                 await self.change(path, phase="Pending", containerStatuses=[self._container(path, waiting=waiting)])
@@ -226,7 +233,7 @@ class FakeCluster(FakeApiServer):
             sys.executable, "-m", "adapter.runtime",
             env={
                 "PATH": os.environ["PATH"], "PYTHONPATH": str(Path(adapter.__file__).parent.parent), **own,
-                "HOSTNAME": pod["metadata"]["name"], "GPUFN_FOLDER": str(self.folders[spec["image"]]),
+                "HOSTNAME": pod["metadata"]["name"], "GPUFN_FOLDER": str(self.folders.get(spec["image"]) or self.default),
                 "GPUFN_METRICS_PORT": "0", "GPUFN_SECRETS_DIR": str(secrets), "GPUFN_SNAPSHOT_DIR": "",
             },
             stdout=asyncio.subprocess.PIPE,

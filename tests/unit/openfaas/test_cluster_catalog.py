@@ -271,7 +271,11 @@ def test_a_namespace_that_is_made_is_one_of_functions_and_gives_us_its_rights():
     async def scenario():
         async with opened() as place:
             await place.catalog.put_namespace("second", {"labels": {"a": "b"}, "annotations": {}}, new=True)
-            assert place.catalog.namespace("second") == {"name": "second", "labels": {"a": "b"}, "annotations": {}}
+            assert place.catalog.namespace("second") == {
+                "name": "second",
+                "labels": {"a": "b", "openfaas": "1"},
+                "annotations": {},
+            }
             made = place.fake.objects["/api/v1/namespaces/second"]["metadata"]
             assert made["labels"]["openfaas"] == made["annotations"]["openfaas"] == "1"
             bindings = [path for path in place.fake.objects if "rolebindings" in path]
@@ -280,7 +284,7 @@ def test_a_namespace_that_is_made_is_one_of_functions_and_gives_us_its_rights():
             with pytest.raises(Conflict):
                 await place.catalog.put_namespace("second", {}, new=True)
             await place.catalog.put_namespace("second", {"labels": {"a": "c"}}, new=False)
-            assert place.catalog.namespace("second")["labels"] == {"a": "c"}
+            assert place.catalog.namespace("second")["labels"] == {"a": "c", "openfaas": "1"}
             await place.catalog.remove_namespace("second")
             assert "second" not in place.catalog.namespaces()
 
