@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -27,30 +28,28 @@ from tests.images import machine, wheels
 from tests.images.conftest import CACHE
 from tests.images.containers import Docker
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "manifests" / "image"
 NAME = "gpufn:dev"
 _BASE = "gpufn-base:trixie"
 _BUILDS_WHEELS = ("hatchling",)
+_STAGES = ("criu", "packages")
 _KEPT = 3
 """Archives of earlier trees that stay in the cache."""
 
 
 def archive(out: Path | None = None) -> Path:
     """The image of this tree as an archive: at `out`, or where the cache has it. Raises `DockerFailed`, `AssertionError`."""
-    kept = CACHE / "adapter-image" / f"{_key()}.tar"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="gpufn-image-", dir="/var/tmp") as work:  # too large for /tmp
-            new = _built(Path(work), kept.with_suffix(".new"))
-            new.rename(kept)
-        for old in sorted(kept.parent.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
-            old.unlink()
+    folder = CACHE / "adapter-image"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{_key()}.tar"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(prefix="gpufn-image-", dir="/var/tmp") as work:  # too large for /tmp
+                _built(Path(work), kept.with_suffix(".new")).rename(kept)
+            for old in sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+                old.unlink()
     if out is None:
         return kept
     shutil.copyfile(kept, out)
@@ -65,14 +64,9 @@ def extras() -> list[str]:
 
 
 def requirements(names: Iterable[str]) -> list[str]:
-    """What these extras of gpufn ask for, extras that they name themselves resolved."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    lines = list(project["dependencies"])
-    for name in names:
-        for line in project["optional-dependencies"][name]:
-            own = re.fullmatch(r"gpufn\[([\w,-]+)\]", line)
-            lines += requirements(own[1].split(",")) if own else [line]
-    return sorted(set(lines))
+    """What these extras of gpufn ask for. Raises `CalledProcessError` for one that is none."""
+    command = [sys.executable, str(RECIPE / "requirements.py"), str(REPOSITORY / "pyproject.toml"), ",".join(names)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def _sources() -> list[Path]:
@@ -110,13 +104,13 @@ def _built(work: Path, out: Path) -> Path:
         base = work / "base.tar"
         subprocess.run(["skopeo", "copy", "--quiet", f"oci:{layout}:run", f"docker-archive:{base}:{_BASE}"], check=True)
         docker("load", "--input", str(base))
-        words = ["--build-arg", f"BASE={_BASE}", "--build-arg", f"VERSION={__version__}"]
-        said = docker(
-            "build", "--network", "none", "--file", str(recipe / "Dockerfile"), *words, "--tag", NAME, str(context),
-            timeout=900,
-        )  # fmt: skip
-        print(said, file=sys.stderr)
+        words = ["build", "--network", "none", "--file", str(recipe / "Dockerfile")]
+        words += ["--build-arg", f"BASE={_BASE}", "--build-arg", f"VERSION={__version__}"]
+        for stage in _STAGES:  # by name, so that the next build finds what has not changed
+            print(docker(*words, "--target", stage, "--tag", f"gpufn-{stage}:dev", str(context), timeout=900))
+        print(docker(*words, "--tag", NAME, str(context), timeout=300))
         docker("save", "--output", str(out), NAME, timeout=300)
+        docker("image", "prune", "--force")
     return out
 
 
@@ -126,7 +120,7 @@ def _docker() -> Iterator[Docker]:
         yield Docker(os.environ["DOCKER_HOST"])
         return
     machine.run_script(REPOSITORY, "install-docker.sh", str(CACHE / "docker"))
-    with machine.daemon(CACHE / "docker") as docker:
+    with machine.daemon(CACHE / "docker", CACHE / "adapter-image" / "docker") as docker:
         yield docker
 
 

@@ -41,15 +41,20 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def daemon(programs: Path) -> Iterator[Docker]:
+def daemon(programs: Path, data: Path | None = None) -> Iterator[Docker]:
     """The docker daemon that `scripts/install-docker.sh` put into `programs`; it has no networks but `host` and `none`.
 
-    Everything of its own is in a folder that is removed after."""
+    Everything of its own is in a folder that is removed after; but for its images, where `data` says where to keep them.
+    One daemon at a time may have that."""
     # Not below pytest's folders: the paths of containerd's sockets would be too long.
     folder = Path(tempfile.mkdtemp(prefix="gpufn-docker-"))
     dockerd = str(programs / "dockerd")
     command = ["setpriv", "--pdeathsig", "TERM", dockerd, f"--host=unix://{folder}/docker.sock"]  # never outlives us
-    command += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/docker.pid"]
+    command += [
+        f"--data-root={data or folder / 'data'}",
+        f"--exec-root={folder}/exec",
+        f"--pidfile={folder}/docker.pid",
+    ]
     log = folder / "dockerd.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

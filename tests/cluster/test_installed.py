@@ -1,0 +1,175 @@
+"""Everything as it is installed: the image, `kubectl apply -k`, pods that are ready and may do what they do, and back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter.keys import ADMITTED_ANNOTATION, FUNCTION_LABEL
+from scripts import adapter_image
+from tests.testbed.cluster import Cluster
+from tests.testbed.machines import TestbedFailed, wait_until
+
+BOTH = f"--kustomize={Path(__file__).parents[2] / 'manifests/overlays/both'}"
+SYSTEM = "--namespace=gpufn-system"
+AGENTS = "--namespace=gpufn-agents"
+FUNCTIONS = "openfaas-fn"
+DEPLOYMENTS = ("gpufn-controller", "gpufn-webhook", "gpufn-ledger", "gpufn-provider")
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def database(cluster: Cluster) -> Iterator[str]:
+    """The URL of a PostgreSQL on this computer, as pods reach it."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("no PostgreSQL here: install it")
+    address = cluster.addresses.host
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port = probe.getsockname()[1]
+
+    def call(program: str, *words: str) -> None:
+        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+        subprocess.run([programs[-1] / program, *words], check=True, capture_output=True, cwd="/", **as_user)
+
+    with tempfile.TemporaryDirectory(prefix="gpufn-postgres-") as folder:
+        shutil.chown(folder, "postgres", "postgres")
+        data = f"{folder}/data"
+        call("initdb", "--auth=trust", "--encoding=UTF8", "--no-sync", "--username=gpufn", data)
+        with Path(data, "pg_hba.conf").open("a") as rules:
+            rules.write("host all gpufn 198.18.0.0/15 trust\n")
+        options = f"-c listen_addresses={address} -c port={port} -c unix_socket_directories='{folder}'"
+        call("pg_ctl", "-D", data, "-l", f"{folder}/log", "-o", options, "-w", "start")
+        yield f"postgresql://gpufn@{address}:{port}/postgres"
+        call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, database: str) -> Iterator[Cluster]:
+    """As the how-tos say it, and in their order."""
+    cluster.load_archive(adapter_image.archive())
+    cluster.kubectl("create", "namespace", FUNCTIONS)
+    cluster.kubectl("apply", BOTH)
+    secret(cluster, "gpufn-ledger", url=database)
+    secret(cluster, "gpufn-basic-auth", **{"basic-auth-user": "admin", "basic-auth-password": "a password"})
+    try:
+        for name in DEPLOYMENTS:
+            cluster.kubectl(SYSTEM, "rollout", "status", f"deployment/{name}", "--timeout=240s", timeout_s=250)
+        cluster.kubectl(AGENTS, "rollout", "status", "daemonset/gpufn-agent", "--timeout=120s", timeout_s=130)
+    except TestbedFailed as error:
+        raise TestbedFailed(f"{error}\n{said(cluster)}") from error
+    yield cluster
+    cluster.kubectl("delete", "--ignore-not-found", BOTH, timeout_s=180)
+    cluster.kubectl("delete", "namespace", FUNCTIONS, "--wait=false")
+
+
+def secret(cluster: Cluster, name: str, **values: str) -> None:
+    metadata = {"name": name, "namespace": "gpufn-system"}
+    cluster.apply([{"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values}])
+
+
+def said(cluster: Cluster) -> str:
+    """What all components logged, and what is said of their pods."""
+    words = ("logs", "--selector=app.kubernetes.io/part-of=gpufn", "--all-containers", "--prefix", "--tail=-1")
+    logs = [cluster.kubectl(space, *words, "--max-log-requests=20", "--ignore-errors") for space in (SYSTEM, AGENTS)]
+    return "\n".join([*logs, cluster.kubectl("get", "events", SYSTEM), cluster.kubectl("get", "events", AGENTS)])
+
+
+def test_every_component_may_do_what_it_does(installed):
+    """They have run for a while: what their rights leave out they have met."""
+    refused = [line for line in said(installed).splitlines() if "forbidden" in line.lower()]
+    assert refused == []
+
+
+def test_the_authority_that_the_controller_made_is_the_one_that_the_api_server_knows(installed):
+    held = installed.get("configmap", "gpufn-ca", SYSTEM)["data"]["ca.crt"]
+    hooks = installed.get("mutatingwebhookconfiguration", "gpufn")["webhooks"]
+    assert {hook["clientConfig"]["caBundle"] for hook in hooks} == {base64.b64encode(held.encode()).decode()}
+    assert installed.get("configmap", "gpufn-ca", AGENTS)["data"]["ca.crt"] == held
+
+
+def test_agents_say_what_their_nodes_have(installed):
+    def seen() -> bool:
+        return {
+            item["metadata"]["name"]: len(item["status"]["gpus"]) for item in installed.get("gpunodes")["items"]
+        } == {node.name: node.node.gpus for node in installed.nodes.values()}
+
+    wait_until("GpuNodes", seen, 60)
+
+
+def function(name: str, image: str) -> dict[str, Any]:
+    labels = {"app": name, FUNCTION_LABEL: name}
+    container = {"name": "f", "image": image, "imagePullPolicy": "IfNotPresent", "ports": [{"containerPort": 8080}]}
+    template = {
+        "metadata": {"labels": labels, "annotations": {"gpufn.dev/in-flight": "3"}},
+        "spec": {"containers": [container]},
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": template},
+    }
+
+
+def pod_of(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
+    [pod] = cluster.get("pods", f"--namespace={namespace}", f"--selector=app={name}")["items"]
+    return dict(pod)
+
+
+def deploy(cluster: Cluster, namespace: str, name: str, image: str) -> dict[str, Any]:
+    """The pod of a Deployment of ones own, when it is ready."""
+    cluster.kubectl("apply", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(function(name, image)))
+    cluster.kubectl("rollout", "status", f"deployment/{name}", f"--namespace={namespace}", "--timeout=90s")
+    return pod_of(cluster, namespace, name)
+
+
+def test_the_api_server_asks_the_webhook(installed, namespace, echo_image):
+    assert ADMITTED_ANNOTATION in deploy(installed, namespace, "asked", echo_image)["metadata"]["annotations"]
+
+
+def test_a_pod_that_is_nobodys_function_is_not_looked_at(installed, namespace):
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "annotations": {"gpufn.dev/gpu": "many"}},
+    }
+    pod["spec"] = {"containers": [{"name": "p", "image": "gpufn.test/pause:1"}]}
+    installed.kubectl("create", "--dry-run=server", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(pod))
+    pod["metadata"]["labels"] = {FUNCTION_LABEL: "p"}
+    with pytest.raises(TestbedFailed) as caught:
+        installed.kubectl(
+            "create", "--dry-run=server", f"--namespace={namespace}", "--filename=-", stdin=json.dumps(pod)
+        )
+    assert "gpufn.dev/gpu" in str(caught.value)
+
+
+def test_people_read_the_ledger_with_a_token_of_its_reader_and_not_without(installed):
+    path = "/api/v1/namespaces/gpufn-system/services/https:gpufn-ledger:8443/proxy/v1/starts"
+    token = installed.kubectl(SYSTEM, "create", "token", "gpufn-reader", "--audience=gpufn-ledger").strip()
+    with installed.session() as session:
+        url = f"{installed.site.server}{path}"
+        assert session.get(url, headers={"X-Gpufn-Token": token}).json() == {"starts": []}
+        assert session.get(url).status_code == 401
+
+
+def test_removal_leaves_functions_running_and_nodes_free(installed, namespace, echo_image):
+    """The last test of this file."""
+    uid = deploy(installed, namespace, "stays", echo_image)["metadata"]["uid"]
+    installed.kubectl("delete", BOTH, timeout_s=120)
+    left = installed.kubectl("get", "namespaces,crds,clusterroles,mutatingwebhookconfigurations", "--output=name")
+    assert "gpufn" not in left
+    pod = pod_of(installed, namespace, "stays")
+    assert (pod["metadata"]["uid"], pod["status"]["phase"]) == (uid, "Running")
