@@ -17,4 +17,4 @@ fi
 "$folder/criu" --version
 # What only building with CRIU needs.
 find "$folder" -name '*.a' -delete
-find /opt/gpufn -exec touch -h -d @0 {} +
+find /layer -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

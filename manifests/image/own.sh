@@ -1,4 +1,4 @@
-# Installs gpufn below OWN, as it will lie in VENV.
+# Installs gpufn below OWN, as it will lie in VENV of the image.
 #   sh own.sh OWN VENV
 set -eu
 own=$1 venv=$2
@@ -8,4 +8,4 @@ site=$(cd "$venv" && echo lib/python3*/site-packages)
 install "$venv" --no-deps --target "$own/$site" .
 rm -rf "$own/$site/bin"
 compiled -s "$own" -p "$venv" "$own/$site"
-find "$own" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+find "$(dirname "$own")" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

@@ -1,7 +1,7 @@
-# Makes VENV: an environment with all that gpufn needs on a cluster, and without gpufn.
-#   sh packages.sh VENV
+# Makes VENV: an environment with all that gpufn needs on a cluster, and without gpufn; and LAYER, the same for the image.
+#   sh packages.sh VENV LAYER
 set -eu
-venv=$1
+venv=$1 layer=$2
 . ./pip.sh
 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -15,4 +15,6 @@ install "$venv" --constraint requirements-dev.lock --requirement requirements.tx
 find "$venv/bin" -mindepth 1 ! -name 'python*' -delete
 rm -rf "$venv/include"
 compiled "$venv/lib"
-find "$venv" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+mkdir -p "$(dirname "$layer")"
+cp -al "$venv" "$layer"
+find "$(dirname "$layer")" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

@@ -269,7 +269,8 @@ def test_containers_say_what_they_need_and_what_they_may_take(item):
 @by_name(OURS)
 def test_components_are_asked_whether_they_live_and_are_ready(item):
     for container in containers(item):
-        for kind, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        paths = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+        for kind, path in paths.items():
             assert container[kind]["httpGet"] == {"path": path, "port": "metrics"}
         said = template(item)["metadata"]["annotations"]
         assert said["prometheus.io/port"] == str(ports(item)["metrics"])
