@@ -48,6 +48,8 @@ def archive(out: Path | None = None) -> Path:
         if not kept.exists():
             with tempfile.TemporaryDirectory(prefix="gpufn-image-", dir="/var/tmp") as work:  # too large for /tmp
                 _built(Path(work), kept.with_suffix(".new")).rename(kept)
+            for unfinished in folder.glob("*.new"):
+                unfinished.unlink()
             for old in sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
                 old.unlink()
     if out is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +21,10 @@ def _programs() -> Path | None:
     return folders[-1] if folders else None
 
 
-@pytest.fixture(scope="session")
-def postgres_url():
-    """A URL of a database in which schemas may be made: GPUFN_TEST_POSTGRES_URL, or a server of our own.
-
-    It listens on a Unix socket only, in a folder of its user, and is gone with the tests.
-    """
-    if os.environ.get("GPUFN_TEST_POSTGRES_URL"):
-        yield os.environ["GPUFN_TEST_POSTGRES_URL"]
-        return
+@contextlib.contextmanager
+def server(address: str = "", network: str = "") -> Iterator[str]:
+    """The URL of a server of our own, which is gone after: on a Unix socket only, in a folder of its user; with `address`,
+    there on a free port too, and open to `network`, whose pods have no password."""
     programs = _programs()
     if programs is None:
         if os.environ.get("CI"):
@@ -42,9 +40,32 @@ def postgres_url():
             shutil.chown(folder, "postgres", "postgres")
         data = f"{folder}/data"
         call("initdb", "--auth=trust", "--encoding=UTF8", "--no-sync", "--username=gpufn", data)
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
+        options = f"-c listen_addresses='{address}' -c unix_socket_directories='{folder}'"
+        url = f"postgresql://gpufn@/postgres?host={folder}"
+        if address:
+            with Path(data, "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all gpufn {network} trust\n")
+            port = _free_port(address)
+            options += f" -c port={port}"
+            url = f"postgresql://gpufn@{address}:{port}/postgres"
         call("pg_ctl", "-D", data, "-l", f"{folder}/log", "-o", options, "-w", "start")
         try:
-            yield f"postgresql://gpufn@/postgres?host={folder}"
+            yield url
         finally:
             call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """A URL of a database in which schemas may be made: GPUFN_TEST_POSTGRES_URL, or a server of our own."""
+    if os.environ.get("GPUFN_TEST_POSTGRES_URL"):
+        yield os.environ["GPUFN_TEST_POSTGRES_URL"]
+        return
+    with server() as url:
+        yield url

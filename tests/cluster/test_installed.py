@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ import pytest
 
 from adapter.keys import ADMITTED_ANNOTATION, FUNCTION_LABEL
 from scripts import adapter_image
+from tests import postgres
 from tests.testbed.cluster import Cluster
 from tests.testbed.machines import TestbedFailed, wait_until
 
@@ -32,28 +28,8 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def database(cluster: Cluster) -> Iterator[str]:
     """The URL of a PostgreSQL on this computer, as pods reach it."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("no PostgreSQL here: install it")
-    address = cluster.addresses.host
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port = probe.getsockname()[1]
-
-    def call(program: str, *words: str) -> None:
-        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-        subprocess.run([programs[-1] / program, *words], check=True, capture_output=True, cwd="/", **as_user)
-
-    with tempfile.TemporaryDirectory(prefix="gpufn-postgres-") as folder:
-        shutil.chown(folder, "postgres", "postgres")
-        data = f"{folder}/data"
-        call("initdb", "--auth=trust", "--encoding=UTF8", "--no-sync", "--username=gpufn", data)
-        with Path(data, "pg_hba.conf").open("a") as rules:
-            rules.write("host all gpufn 198.18.0.0/15 trust\n")
-        options = f"-c listen_addresses={address} -c port={port} -c unix_socket_directories='{folder}'"
-        call("pg_ctl", "-D", data, "-l", f"{folder}/log", "-o", options, "-w", "start")
-        yield f"postgresql://gpufn@{address}:{port}/postgres"
-        call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    with postgres.server(cluster.addresses.host, "198.18.0.0/15") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
