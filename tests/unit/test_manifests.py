@@ -410,3 +410,24 @@ def test_alerts_say_what_they_mean():
         for rule in group["rules"]:
             assert rule["annotations"].keys() == {"summary", "description"}
             assert rule["labels"]["severity"] in {"warning", "critical"}
+
+
+# Documents ------------------------------------------------------------------------------------------------------
+
+REFERENCE = (MANIFESTS.parent / "docs" / "reference" / "cluster.md").read_text()
+
+
+@by_name([*OURS, *of_kind("ServiceAccount", "ValidatingAdmissionPolicy", "CustomResourceDefinition")])
+def test_what_people_meet_is_in_the_reference(item):
+    name = item["metadata"]["name"]
+    if item["kind"] in {"Deployment", "DaemonSet"}:
+        assert " ".join(containers(item)[0]["command"]) in REFERENCE
+    else:
+        assert f"`{name}`" in REFERENCE or f"`{name}." in REFERENCE
+
+
+def test_settings_in_the_reference_are_read_by_the_code():
+    table = REFERENCE.split("## Settings")[1].split("\n## ")[0]
+    code = "".join(path.read_text() for path in (MANIFESTS.parent / "adapter").rglob("*.py"))
+    for name in re.findall(r"^\| [^|]+ \| `(\w+)`", table, re.MULTILINE):
+        assert f'"{name}"' in code, name
