@@ -414,11 +414,11 @@ def _start_failed(deployment: Deployment, pod: Pod, problem: Problem) -> Adapter
 
 def _took_too_long(deployment: Deployment, pod: Pod) -> AdapterError:
     limit_s = deployment.spec.start_timeout_s
-    if pod.unscheduled:
+    if pod.no_room:
         kind = GpuError if deployment.spec.gpus else Unavailable
         return kind(
             f"No node had room for {deployment.key} within {limit_s:g} s.",
-            why=pod.unscheduled,
+            why=pod.no_room,
             hint=f"See which nodes there are and why not: gpufn explain {deployment.key}",
             code="no-node",
         )

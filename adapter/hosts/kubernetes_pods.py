@@ -7,6 +7,7 @@ and the scheduler do the rest.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
@@ -299,7 +300,7 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A replica's pod as its status says it. `reason` and `message` are the pod's own; `waiting` is what its container
-    waits for, `disrupted` who ends the pod, `unscheduled` what the scheduler says, `placement` what the webhook said."""
+    waits for, `disrupted` who ends the pod, `unscheduled` what the scheduler says, `placement` why the webhook found no node."""
 
     name: str
     namespace: str
@@ -330,6 +331,11 @@ class Pod:
     def key(self) -> str:
         """Of its function."""
         return f"{self.function}.{self.namespace}"
+
+    @property
+    def no_room(self) -> str:
+        """Why no node takes it: as the webhook says it of GPUs, else in the scheduler's words. Empty where one may."""
+        return (self.placement or self.unscheduled) if self.unscheduled else ""
 
 
 def read_pod(data: Mapping[str, Any]) -> Pod:
@@ -368,9 +374,18 @@ def read_pod(data: Mapping[str, Any]) -> Pod:
         if _is(conditions, "DisruptionTarget", "True")
         else "",
         unscheduled=conditions["PodScheduled"].get("message", "") if _is(conditions, "PodScheduled", "False") else "",
-        placement=(metadata.get("annotations") or {}).get(PLACEMENT_ANNOTATION, ""),
+        placement=_why_no_node((metadata.get("annotations") or {}).get(PLACEMENT_ANNOTATION, "")),
         memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
+
+
+def _why_no_node(note: str) -> str:
+    """Of what the pod webhook noted of its decision; empty where it found a node, or noted nothing that can be read."""
+    try:
+        why = json.loads(note).get("why", "")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+    return why if isinstance(why, str) else ""
 
 
 def _is(conditions: Mapping[Any, Mapping[str, Any]], name: str, status: str) -> bool:
@@ -457,8 +472,8 @@ def hindrance_of(pod: Pod) -> str:
     """What a pod that does not run waits for, for people; empty where it runs, or is on its way as it should."""
     if pod.is_running:
         return ""
-    if pod.unscheduled:
-        return f"no node takes it: {pod.unscheduled}"
+    if pod.no_room:
+        return f"no node takes it: {pod.no_room}"
     if pod.waiting in ("ErrImagePull", *_HOPELESS):
         return f"{pod.waiting}: {pod.waiting_message}".rstrip(": ")
     return ""

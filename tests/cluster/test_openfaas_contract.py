@@ -39,8 +39,8 @@ class Real:
             yield api
 
 
-@pytest.fixture(scope="module", name="real")
-def _real(cluster, plain_base, tmp_path_factory) -> Iterator[Real]:
+@pytest.fixture(scope="module")
+def kube(cluster, plain_base, tmp_path_factory) -> Iterator[Real]:
     images = function_images(cluster, plain_base, tmp_path_factory.mktemp("functions"))
     cluster.kubectl("create", "namespace", "openfaas-fn")
     yield Real(cluster.kubeconfig, images | {"missing": "dev.local/missing:1"})
@@ -48,12 +48,8 @@ def _real(cluster, plain_base, tmp_path_factory) -> Iterator[Real]:
 
 
 class TestHost(KubernetesHostContract):
-    @pytest.fixture
-    def cluster(self, real):
-        return real
+    """The host alone."""
 
 
 class TestProvider(ProviderContract):
-    @pytest.fixture
-    def cluster(self, real):
-        return real
+    """With everything above it."""

@@ -1,6 +1,6 @@
 """What the Kubernetes host does over any cluster: the same tests for the one in this process and for a real one.
 
-A class that takes these tests over has a fixture `cluster` with `running()` (a context, for as long as it is used),
+A class that takes these tests over has a fixture `kube` with `running()` (a context, for as long as it is used),
 `client()` (a context that gives an `Api`), `namespace` (of functions, in which it may do everything), and `images`: ``function``, whose handler is `HANDLER`, ``dies``, whose
 `load` ends the process again and again, and ``missing``, which nobody has.
 """
@@ -120,9 +120,9 @@ class Keeper:
 
 
 class KubernetesHostContract:
-    def test_it_answers_at_once_and_drains(self, cluster):
+    def test_it_answers_at_once_and_drains(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 listener, wanted = Listener(), place.function(GREETING="hello")
                 await place.host.check(wanted)
                 await place.host.prepare(wanted)
@@ -140,9 +140,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_secrets_lie_where_handlers_look(self, cluster):
+    def test_secrets_lie_where_handlers_look(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 name = f"{place.name}-token"
                 data = {"token": base64.b64encode(b"seven").decode()}
                 await place.api.create(SECRETS.path(place.namespace), SECRETS.body(name, place.namespace, data=data))
@@ -155,9 +155,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_one_that_cannot_load_says_why_and_its_entrypoint_stays_for_the_next_request(self, cluster):
+    def test_one_that_cannot_load_says_why_and_its_entrypoint_stays_for_the_next_request(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 listener, wanted = Listener(), place.function("dies")
                 await place.host.prepare(wanted)
                 replica = await place.host.start(wanted, listener)
@@ -168,9 +168,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_one_that_others_delete_is_left_alone_and_then_stopped(self, cluster):
+    def test_one_that_others_delete_is_left_alone_and_then_stopped(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 listener, wanted = Listener(), place.function()
                 await place.host.prepare(wanted)
                 replica = await place.host.start(wanted, listener)
@@ -182,9 +182,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_an_image_that_nobody_has_is_told_by_its_name(self, cluster):
+    def test_an_image_that_nobody_has_is_told_by_its_name(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 wanted = place.function("missing")
                 await place.host.prepare(wanted)
                 with pytest.raises(AdapterError, match="cannot be started") as error:
@@ -195,9 +195,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_what_the_api_server_would_refuse_is_refused_before(self, cluster):
+    def test_what_the_api_server_would_refuse_is_refused_before(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 wanted = place.function()
                 for terms in (
                     Terms(limits=(("memory", "much"),)),
@@ -210,9 +210,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_a_function_without_a_record_is_not_started(self, cluster):
+    def test_a_function_without_a_record_is_not_started(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 uid, place.uid = place.uid, ""
                 with pytest.raises(NotFound):
                     await place.host.start(place.function(), Listener())
@@ -220,9 +220,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_removing_a_record_removes_its_pods_and_its_service(self, cluster):
+    def test_removing_a_record_removes_its_pods_and_its_service(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 listener, wanted = Listener(), place.function()
                 await place.host.prepare(wanted)
                 await place.host.start(wanted, listener)
@@ -240,9 +240,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_the_next_host_takes_back_what_runs_of_this_revision_and_of_others(self, cluster):
+    def test_the_next_host_takes_back_what_runs_of_this_revision_and_of_others(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 listener, wanted = Listener(), place.function(GREETING="hi")
                 await place.host.prepare(wanted)
                 first = await place.host.start(wanted, listener)
@@ -266,9 +266,9 @@ class KubernetesHostContract:
 
         run(scenario())
 
-    def test_one_whose_start_was_cut_off_is_taken_back_once_it_is_up(self, cluster):
+    def test_one_whose_start_was_cut_off_is_taken_back_once_it_is_up(self, kube):
         async def scenario():
-            async with opened(cluster) as place:
+            async with opened(kube) as place:
                 wanted = place.function()
                 await place.host.prepare(wanted)
                 starting = asyncio.ensure_future(place.host.start(wanted, Listener()))

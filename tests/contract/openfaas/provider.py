@@ -1,6 +1,6 @@
 """What the provider does over any cluster: the same tests for the one in this process and for a real one.
 
-A class that takes these tests over has a fixture `cluster` as `tests.contract.hosts.kubernetes` has, whose `images` are
+A class that takes these tests over has a fixture `kube` as `tests.contract.hosts.kubernetes` has, whose `images` are
 those of `HANDLERS` and ``missing``, and `state_dir`.
 """
 
@@ -178,9 +178,9 @@ class Load:
 
 
 class ProviderContract:
-    def test_a_function_is_deployed_called_scaled_and_removed_as_faas_cli_does_it(self, cluster, state_dir):
+    def test_a_function_is_deployed_called_scaled_and_removed_as_faas_cli_does_it(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 code, _ = await provider.say("PUT", "/system/functions", provider.body(name))
                 assert code == 404  # then faas-cli deploys anew
                 await provider.deploy(name, envVars={"GREETING": "hello"}, labels={"team": "ml"})
@@ -203,9 +203,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_two_hundred_requests_at_zero_are_all_answered_by_one_pod(self, cluster, state_dir):
+    def test_two_hundred_requests_at_zero_are_all_answered_by_one_pod(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name, "slow", annotations={"gpufn.dev/in-flight": "8"})
                 texts = [f"number {n}" for n in range(200)]
                 answers = await asyncio.gather(*(provider.call(name, text) for text in texts))
@@ -214,9 +214,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_a_new_revision_takes_over_and_no_request_is_lost(self, cluster, state_dir):
+    def test_a_new_revision_takes_over_and_no_request_is_lost(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name, envVars={"GREETING": "old"}, annotations={"gpufn.dev/initial": "1"})
                 load = Load(provider, name)
                 await load.reaches(50)
@@ -229,9 +229,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_a_revision_that_cannot_start_leaves_the_one_before(self, cluster, state_dir):
+    def test_a_revision_that_cannot_start_leaves_the_one_before(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name, annotations={"gpufn.dev/initial": "1"})
                 assert await provider.call(name) == (200, " hi")
                 body = provider.body(name, annotations={"gpufn.dev/initial": "1"})
@@ -242,9 +242,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_secrets_are_what_functions_read_and_nobody_else_is_told(self, cluster, state_dir):
+    def test_secrets_are_what_functions_read_and_nobody_else_is_told(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 secret = {"name": f"{name}-token", "namespace": provider.namespace, "value": "seven"}
                 refused = await provider.say("POST", "/system/functions", provider.body(name, secrets=[secret["name"]]))
                 assert refused[0] == 400
@@ -263,9 +263,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_logs_are_told_and_followed_without_what_entrypoints_say(self, cluster, state_dir):
+    def test_logs_are_told_and_followed_without_what_entrypoints_say(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name)
                 await provider.call(name, "print one")
                 (pod,) = await provider.pods(name)
@@ -288,9 +288,9 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_what_kubectl_writes_is_a_deploy_and_what_it_deletes_is_removed(self, cluster, state_dir):
+    def test_what_kubectl_writes_is_a_deploy_and_what_it_deletes_is_removed(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name, envVars={"GREETING": "old"})
                 assert await provider.call(name) == (200, "old hi")
                 path = CONFIG_MAPS.path(provider.namespace, record_name(name))
@@ -313,27 +313,27 @@ class ProviderContract:
 
         run(scenario())
 
-    def test_a_provider_that_ends_answers_what_came_and_the_next_one_takes_the_pods_back(self, cluster, state_dir):
+    def test_a_provider_that_ends_answers_what_came_and_the_next_one_takes_the_pods_back(self, kube, state_dir):
         async def scenario():
             name = f"fn-{secrets.token_hex(3)}"
-            async with cluster.running():
-                async with providing(cluster, state_dir) as provider:
+            async with kube.running():
+                async with providing(kube, state_dir) as provider:
                     await provider.deploy(name, "slow", annotations={"gpufn.dev/in-flight": "8"})
                     calls = [asyncio.create_task(provider.call(name, f"{n}")) for n in range(50)]
                     await eventually(lambda: _are(provider, name, 1))
                     provider.stop.set()
                     assert Counter(await asyncio.gather(*calls)) == Counter((200, f"{n}") for n in range(50))
                     (pod,) = await provider.pods(name)
-                async with providing(cluster, state_dir) as provider:
+                async with providing(kube, state_dir) as provider:
                     assert await provider.call(name) == (200, "hi")
                     assert await provider.pods(name) == [pod]
                     await provider.remove(name)
 
         run(scenario())
 
-    def test_an_idle_function_goes_to_zero(self, cluster, state_dir):
+    def test_an_idle_function_goes_to_zero(self, kube, state_dir):
         async def scenario():
-            async with function_of(cluster, state_dir) as (provider, name):
+            async with function_of(kube, state_dir) as (provider, name):
                 await provider.deploy(name, annotations={"gpufn.dev/idle": "1s"})
                 assert await provider.call(name) == (200, " hi")
                 await eventually(lambda: _are(provider, name, 0))

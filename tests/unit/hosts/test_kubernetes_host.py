@@ -20,9 +20,9 @@ from tests.fakes.replicas import until
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    with in_this_process(tmp_path, HANDLERS) as cluster:
-        yield cluster
+def kube(tmp_path):
+    with in_this_process(tmp_path, HANDLERS) as kube:
+        yield kube
 
 
 class TestContract(KubernetesHostContract):
@@ -30,23 +30,23 @@ class TestContract(KubernetesHostContract):
 
 
 @asynccontextmanager
-async def served(cluster, **env: str):
+async def served(kube, **env: str):
     """A place with one replica that serves, its listener and its container."""
-    async with opened(cluster) as place:
+    async with opened(kube) as place:
         listener, wanted = Listener(), place.function(**env)
         await place.host.prepare(wanted)
         replica = await place.host.start(wanted, listener)
         await listener.heard(EventName.STARTED)
-        yield place, replica, listener, cluster.fake.containers[path_of(replica)]
+        yield place, replica, listener, kube.fake.containers[path_of(replica)]
 
 
 def path_of(replica) -> str:
     return f"/api/v1/namespaces/{replica.pod.namespace}/pods/{replica.id}"
 
 
-def test_a_container_that_is_killed_is_the_end_of_its_replica_and_of_its_pod(cluster):
+def test_a_container_that_is_killed_is_the_end_of_its_replica_and_of_its_pod(kube):
     async def scenario():
-        async with served(cluster) as (place, _, listener, container):
+        async with served(kube) as (place, _, listener, container):
             container.process.kill()
             stopped = await listener.heard(EventName.STOPPED)
             assert (stopped.fields["code"], stopped.fields["reason"]) == ("replica-died", "was killed by signal 9")
@@ -55,22 +55,22 @@ def test_a_container_that_is_killed_is_the_end_of_its_replica_and_of_its_pod(clu
     run(scenario())
 
 
-def test_one_that_is_out_of_memory_says_so_with_its_limit(cluster):
+def test_one_that_is_out_of_memory_says_so_with_its_limit(kube):
     async def scenario():
-        async with served(cluster) as (_, replica, listener, container):
-            cluster.fake.objects[path_of(replica)]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "1Gi"}}
-            await cluster.fake.container_ended(container, 137, "OOMKilled")
+        async with served(kube) as (_, replica, listener, container):
+            kube.fake.objects[path_of(replica)]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "1Gi"}}
+            await kube.fake.container_ended(container, 137, "OOMKilled")
             stopped = await listener.heard(EventName.STOPPED)
             assert stopped.fields["reason"] == "was killed: out of memory (its limit is 1Gi)"
 
     run(scenario())
 
 
-def test_an_evicted_pod_says_why(cluster):
+def test_an_evicted_pod_says_why(kube):
     async def scenario():
-        async with served(cluster) as (_, replica, listener, _):
+        async with served(kube) as (_, replica, listener, _):
             message = "The node was low on resource: memory."
-            await cluster.fake.change(path_of(replica), phase="Failed", reason="Evicted", message=message)
+            await kube.fake.change(path_of(replica), phase="Failed", reason="Evicted", message=message)
             stopped = await listener.heard(EventName.STOPPED)
             assert stopped.fields["reason"] == f"was evicted: {message}"
             assert stopped.fields["code"] == "evicted"
@@ -78,16 +78,14 @@ def test_an_evicted_pod_says_why(cluster):
     run(scenario())
 
 
-def test_a_node_that_is_lost_takes_its_replica_with_it(cluster):
+def test_a_node_that_is_lost_takes_its_replica_with_it(kube):
     async def scenario():
-        async with served(cluster) as (_, replica, listener, container):
+        async with served(kube) as (_, replica, listener, container):
             container.ended = True  # its node says nothing any more, and answers nothing
             container.process.send_signal(signal.SIGSTOP)
             replica.pod = replace(replica.pod, ip="192.0.2.1")
-            lost = {**cluster.fake.objects[path_of(replica)]["status"], "podIP": "192.0.2.1"}
-            await cluster.fake.change(
-                path_of(replica), **{**lost, "conditions": [{"type": "Ready", "status": "False"}]}
-            )
+            lost = {**kube.fake.objects[path_of(replica)]["status"], "podIP": "192.0.2.1"}
+            await kube.fake.change(path_of(replica), **{**lost, "conditions": [{"type": "Ready", "status": "False"}]})
             stopped = await listener.heard(EventName.STOPPED)
             assert stopped.fields["code"] == "unreachable"
             container.process.kill()
@@ -95,10 +93,10 @@ def test_a_node_that_is_lost_takes_its_replica_with_it(cluster):
     run(scenario())
 
 
-def test_no_room_is_told_while_it_is_waited_for_and_when_it_did_not_come(cluster):
+def test_no_room_is_told_while_it_is_waited_for_and_when_it_did_not_come(kube):
     async def scenario():
-        async with opened(cluster) as place:
-            cluster.fake.schedules = False
+        async with opened(kube) as place:
+            kube.fake.schedules = False
             wanted = place.function()
             wanted = replace(wanted, spec=replace(wanted.spec, gpus=1.0, start_timeout_s=1.0))
             await place.host.prepare(wanted)
@@ -114,10 +112,10 @@ def test_no_room_is_told_while_it_is_waited_for_and_when_it_did_not_come(cluster
     run(scenario())
 
 
-def test_a_container_that_never_begins_is_given_up_in_time(cluster):
+def test_a_container_that_never_begins_is_given_up_in_time(kube):
     async def scenario():
-        async with opened(cluster) as place:
-            cluster.fake.runs = False
+        async with opened(kube) as place:
+            kube.fake.runs = False
             wanted = place.function()
             wanted = replace(wanted, spec=replace(wanted.spec, start_timeout_s=1.0))
             with pytest.raises(Timeout, match="did not come up within 1 s") as error:
@@ -128,10 +126,10 @@ def test_a_container_that_never_begins_is_given_up_in_time(cluster):
     run(scenario())
 
 
-def test_a_quota_that_is_used_up_is_said_in_its_own_words(cluster):
+def test_a_quota_that_is_used_up_is_said_in_its_own_words(kube):
     async def scenario():
-        async with opened(cluster) as place:
-            cluster.fake.refuses = "exceeded quota: gpus, requested: nvidia.com/gpu=1, used: 2, limited: 2"
+        async with opened(kube) as place:
+            kube.fake.refuses = "exceeded quota: gpus, requested: nvidia.com/gpu=1, used: 2, limited: 2"
             with pytest.raises(Unavailable, match="was refused") as error:
                 await place.host.start(place.function(), Listener())
             assert "exceeded quota" in error.value.why
@@ -141,24 +139,24 @@ def test_a_quota_that_is_used_up_is_said_in_its_own_words(cluster):
     run(scenario())
 
 
-def test_a_webhook_of_others_that_knows_no_dry_run_hinders_no_deploy(cluster):
+def test_a_webhook_of_others_that_knows_no_dry_run_hinders_no_deploy(kube):
     async def scenario():
-        async with opened(cluster) as place:
-            cluster.fake.next(status(400, "BadRequest", 'admission webhook "x" does not support dry run'))
+        async with opened(kube) as place:
+            kube.fake.next(status(400, "BadRequest", 'admission webhook "x" does not support dry run'))
             await place.host.check(place.function())
 
     run(scenario())
 
 
-async def made_and_cut(request, cluster):
-    await cluster.fake._write(request, await request.json())
+async def made_and_cut(request, kube):
+    await kube.fake._write(request, await request.json())
     return await cut(request)
 
 
-def test_a_pod_whose_making_was_cut_off_is_waited_for_all_the_same(cluster):
+def test_a_pod_whose_making_was_cut_off_is_waited_for_all_the_same(kube):
     async def scenario():
-        async with opened(cluster) as place:
-            cluster.fake.next(lambda request: made_and_cut(request, cluster), lambda request: request.method == "POST")
+        async with opened(kube) as place:
+            kube.fake.next(lambda request: made_and_cut(request, kube), lambda request: request.method == "POST")
             replica = await place.host.start(place.function(), Listener())
             assert await ask(replica, b"x") == f"x None cpu {replica.id}".encode()
             assert await place.pods() == [replica.id]
@@ -166,30 +164,30 @@ def test_a_pod_whose_making_was_cut_off_is_waited_for_all_the_same(cluster):
     run(scenario())
 
 
-def test_one_that_was_seen_too_late_is_taken_back(cluster, monkeypatch):
+def test_one_that_was_seen_too_late_is_taken_back(kube, monkeypatch):
     monkeypatch.setattr("adapter.hosts.kubernetes._SEEN_LIMIT_S", 0.01)
 
     async def scenario():
-        async with opened(cluster) as place:
+        async with opened(kube) as place:
             keeper = Keeper(place.function())
             place.host.adopt(keeper)
-            cluster.fake.silent.set()
-            cluster.fake.next(lambda request: made_and_cut(request, cluster), lambda request: request.method == "POST")
+            kube.fake.silent.set()
+            kube.fake.next(lambda request: made_and_cut(request, kube), lambda request: request.method == "POST")
             with pytest.raises(Unavailable):
                 await place.host.start(place.function(), Listener())
-            cluster.fake.silent.clear()
-            await cluster.fake.bookmark()
+            kube.fake.silent.clear()
+            await kube.fake.bookmark()
             await until(lambda: keeper.taken)
             assert [replica.id for replica in keeper.taken] == await place.pods()
 
     run(scenario())
 
 
-def test_a_stop_lasts_until_the_api_server_takes_it(cluster):
+def test_a_stop_lasts_until_the_api_server_takes_it(kube):
     async def scenario():
-        async with served(cluster) as (place, replica, listener, _):
+        async with served(kube) as (place, replica, listener, _):
             for _ in range(2):
-                cluster.fake.next(status(503, "ServiceUnavailable"), lambda request: request.method == "DELETE")
+                kube.fake.next(status(503, "ServiceUnavailable"), lambda request: request.method == "DELETE")
             await replica.stop(20)
             await listener.heard(EventName.STOPPED)
             assert await place.pods() == []
@@ -197,9 +195,9 @@ def test_a_stop_lasts_until_the_api_server_takes_it(cluster):
     run(scenario())
 
 
-def test_a_log_that_is_cut_is_read_on_and_nothing_is_heard_twice(cluster):
+def test_a_log_that_is_cut_is_read_on_and_nothing_is_heard_twice(kube):
     async def scenario():
-        async with served(cluster) as (_, replica, listener, container):
+        async with served(kube) as (_, replica, listener, container):
             container.print(Event(EventName.MODEL_EXITED, 1, {"reason": "one"}).to_line().strip())
             await listener.heard(EventName.MODEL_EXITED)
             replica.let_go()
@@ -225,9 +223,9 @@ FORGED = (
 )
 
 
-def test_what_a_function_prints_cannot_pass_for_what_its_replica_is_not(cluster):
+def test_what_a_function_prints_cannot_pass_for_what_its_replica_is_not(kube):
     async def scenario():
-        async with served(cluster) as (_, replica, listener, container):
+        async with served(kube) as (_, replica, listener, container):
             heard = len(listener.events)
             for line in FORGED:
                 container.print(line)
@@ -240,11 +238,11 @@ def test_what_a_function_prints_cannot_pass_for_what_its_replica_is_not(cluster)
     run(scenario())
 
 
-def test_one_whose_words_do_not_come_serves_once_it_is_ready(cluster, monkeypatch):
+def test_one_whose_words_do_not_come_serves_once_it_is_ready(kube, monkeypatch):
     monkeypatch.setattr("adapter.hosts.kubernetes_replica._READY_GRACE_S", 0.01)
 
     async def scenario():
-        async with opened(cluster) as place:
+        async with opened(kube) as place:
 
             async def nothing(*_, **__):
                 return

@@ -279,6 +279,24 @@ def test_no_room_is_said_in_the_schedulers_words():
     assert hindrance_of(pod) == f"no node takes it: {message}"
 
 
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ('{"why": "no node has an H100: 3 have an L4"}', "no node has an H100: 3 have an L4"),
+        ('{"prefer": [["n", 1, 2]]}', "0/3 nodes are available."),
+        ("{", "0/3 nodes are available."),
+        ('["why"]', "0/3 nodes are available."),
+        ('{"why": 7}', "0/3 nodes are available."),
+    ],
+)
+def test_why_no_node_takes_it_is_said_as_the_webhook_found_it(note, said):
+    body, _ = made(deployment())
+    body["metadata"] |= {"uid": "u", "annotations": {"gpufn.dev/placement": note}}
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available."}
+    body["status"] = {"phase": "Pending", "conditions": [condition]}
+    assert hindrance_of(read_pod(body)) == f"no node takes it: {said}"
+
+
 def test_a_pod_without_a_status_has_no_problem_yet():
     assert problem_of(Pod("p", "ns", "u", "fn", "1", "o")) is None
     assert problem_of(Pod("p", "ns", "u", "fn", "1", "o", phase="Failed", ended=Ending(0))) is not None

@@ -15,9 +15,9 @@ from tests.fakes.pods import in_this_process
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    with in_this_process(tmp_path, HANDLERS) as cluster:
-        yield cluster
+def kube(tmp_path):
+    with in_this_process(tmp_path, HANDLERS) as kube:
+        yield kube
 
 
 class TestContract(ProviderContract):
