@@ -64,6 +64,16 @@ def test_it_serves_and_ends_at_sigterm_with_nothing_left_behind(tmp_path):
     assert [event["event"] for event in events][-1] == "stopped"
 
 
+def test_a_stop_that_comes_as_soon_as_it_listens_is_not_lost(tmp_path):
+    write_function(tmp_path, "fn", HANDLER)
+    with entrypoint(tmp_path / "fn", tmp_path / "tmp") as (_, process):
+        assert json.loads(process.stdout.readline())["event"] == "listening"
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(said.splitlines()[-1])["event"] == "stopped"
+
+
 def test_a_request_in_flight_is_answered_before_it_ends(tmp_path):
     write_function(tmp_path, "fn", "import time\ndef handle(event, context):\n    time.sleep(0.5)\n    return 'done'\n")
     with entrypoint(tmp_path / "fn", tmp_path / "tmp") as (port, process):
