@@ -84,6 +84,11 @@ class _Starting:
     restarts: int = 0
     is_gone: bool = False
 
+    @property
+    def now(self) -> Pod | None:
+        """None where there is none any more."""
+        return None if self.is_gone else self.pod
+
     async def is_seen(self, limit_s: float) -> bool:
         """Whether there is such a pod, as far as the watch has told by then."""
         with suppress(asyncio.TimeoutError):
@@ -113,6 +118,7 @@ class KubernetesHost:
         self._starting: dict[tuple[str, str], _Starting] = {}
         self._replicas: dict[tuple[str, str], KubernetesReplica] = {}
         self._pull_secrets: dict[tuple[str, str], Collection[str]] = {}
+        self._leaving: set[str] = set()  # uids of pods that are to be deleted
         self._keeper: Keeper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -129,9 +135,13 @@ class KubernetesHost:
         self._watches[namespace] = asyncio.get_running_loop().create_task(informer.run())
 
     def drop_namespace(self, namespace: str) -> None:
-        """It has gone, with all its pods."""
-        if self._informers.pop(namespace, None) is not None:
-            self._watches.pop(namespace).cancel()
+        """It has gone, with all its pods; nobody will tell of each of them."""
+        if self._informers.pop(namespace, None) is None:
+            return
+        self._watches.pop(namespace).cancel()
+        for place, replica in list(self._replicas.items()):
+            if place[0] == namespace:
+                replica.saw(None)
 
     async def synced(self) -> None:
         """Until the pods of all namespaces so far are known; of one without rights for us none ever are, and it is waited
@@ -161,6 +171,8 @@ class KubernetesHost:
         if old is not None and new is not None and old.uid != new.uid and replica is not None:
             replica.saw(None)  # another one of that name: its end was missed
             replica = None
+        if new is None:
+            self._leaving.discard(pod.uid)
         if starting is not None:
             starting.saw(new)
         elif replica is not None:
@@ -233,7 +245,7 @@ class KubernetesHost:
         starting = self._starting[place] = _Starting()
         try:
             await self._create(deployment, body, starting)
-            pod = await self._come_up(deployment, starting)
+            await self._come_up(deployment, starting)
         except asyncio.CancelledError:
             raise  # by a provider that ends: the next one finds the pod
         except BaseException:
@@ -242,9 +254,9 @@ class KubernetesHost:
             raise
         finally:
             del self._starting[place]
-        replica = self._replica(pod, deployment, sink)
+        replica = self._replica(starting, deployment, sink)
         replica.watch()
-        replica.saw(pod)
+        replica.saw(starting.now)
         return replica
 
     async def _create(self, deployment: Deployment, body: dict[str, Any], starting: _Starting) -> None:
@@ -262,8 +274,8 @@ class KubernetesHost:
         if starting.pod is None:
             starting.saw(pod)
 
-    async def _come_up(self, deployment: Deployment, starting: _Starting) -> Pod:
-        """The pod, once requests can be sent to it. Raises what hinders that."""
+    async def _come_up(self, deployment: Deployment, starting: _Starting) -> None:
+        """Returns once requests can be sent to the pod. Raises what hinders that."""
         ends_at = time.monotonic() + _SOONER * deployment.spec.start_timeout_s
         while (left_s := ends_at - time.monotonic()) > 0:
             starting.changed.clear()
@@ -277,14 +289,16 @@ class KubernetesHost:
             pause_s = left_s
             if answers_requests(pod, holds_requests=deployment.terms.holds_requests):
                 if await accepts(pod.ip, pod.port):
-                    return pod
+                    return
                 pause_s = min(left_s, _CONNECT_PAUSE_S)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(starting.changed.wait(), pause_s)
         assert starting.pod is not None
         raise _took_too_long(deployment, starting.pod)
 
-    def _replica(self, pod: Pod, deployment: Deployment, sink: EventSink) -> KubernetesReplica:
+    def _replica(self, starting: _Starting, deployment: Deployment, sink: EventSink) -> KubernetesReplica:
+        pod = starting.pod
+        assert pod is not None
         replica = KubernetesReplica(pod, deployment, self._api, self._remove, sink=sink, on_ended=self._ended)
         self._replicas[pod.namespace, pod.name] = replica
         return replica
@@ -306,22 +320,23 @@ class KubernetesHost:
         place = (pod.namespace, pod.name)
         if self._keeper is None or self._closing or place in self._replicas or place in self._starting:
             return
-        if pod.is_ending or pod.owner != self._facts.owner_uid(pod.key):
-            return  # of a function that was removed: it is collected with its record
+        if pod.is_ending or pod.uid in self._leaving or pod.owner != self._facts.owner_uid(pod.key):
+            return  # it goes already, or is collected with the record of a function that was removed
         deployment = self._keeper.deployment_of(pod.key, pod.revision)
         if deployment is None:
             return  # its function comes, or was removed
         if pod.is_ready and problem_of(pod, pod.restarts) is None:
-            self._take(pod, self._keeper)
+            self._take(_Starting(pod=pod), self._keeper)
         else:
             starting = self._starting[place] = _Starting(pod=pod, restarts=pod.restarts)
             self._run(self._bring_up(starting, deployment, self._keeper))
 
-    def _take(self, pod: Pod, keeper: Keeper) -> None:
-        deployment = keeper.deployment_of(pod.key, pod.revision)
-        if deployment is None:
-            return  # removed meanwhile
-        replica = self._replica(pod, deployment, _nobody)
+    def _take(self, starting: _Starting, keeper: Keeper) -> None:
+        pod = starting.now
+        deployment = None if pod is None else keeper.deployment_of(pod.key, pod.revision)
+        if pod is None or deployment is None:
+            return  # it, or its function, was removed meanwhile
+        replica = self._replica(starting, deployment, _nobody)
         if pod.is_ready:
             replica.state = ReplicaState.SERVING
         replica.listen(keeper.take(replica))
@@ -332,14 +347,14 @@ class KubernetesHost:
         pod = starting.pod
         assert pod is not None
         try:
-            pod = await self._come_up(deployment, starting)
+            await self._come_up(deployment, starting)
         except AdapterError as error:
             fields = {"pod": pod.name, "why": error.why or error.message}
             logger.warning("a pod of another life does not come up", extra={"fields": fields})
             if not starting.is_gone:
                 self._remove(pod, at_once=False)
         else:
-            self._take(pod, keeper)
+            self._take(starting, keeper)
         finally:
             del self._starting[pod.namespace, pod.name]
 

@@ -325,11 +325,11 @@ class ClusterCatalog:
             return
         self._watches.pop(name).cancel()
         del self._informers[name]
-        self._left(name)
         for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
             self._forget(record)
             if self._listener is not None:
                 self._listener.removed(record.key)
+        self._left(name)
 
     def namespaces(self) -> list[str]:
         return sorted(self._known)

@@ -55,6 +55,31 @@ def test_a_container_that_is_killed_is_the_end_of_its_replica_and_of_its_pod(kub
     run(scenario())
 
 
+def test_one_that_ended_is_not_taken_back_while_its_pod_goes(kube):
+    async def scenario():
+        async with served(kube) as (place, replica, listener, container):
+            keeper = Keeper(place.function())
+            place.host.adopt(keeper)
+            kube.fake.next(status(503, "ServiceUnavailable"), lambda request: request.method == "DELETE")
+            container.process.kill()
+            await listener.heard(EventName.STOPPED)
+            await kube.fake.start_container(path_of(replica), restarts=1)  # as a kubelet does
+            await place.none_is_left()
+            assert keeper.taken == []
+
+    run(scenario())
+
+
+def test_a_namespace_that_goes_takes_its_replicas_with_it(kube):
+    async def scenario():
+        async with served(kube) as (place, replica, listener, _):
+            place.host.drop_namespace(place.namespace)
+            await listener.heard(EventName.STOPPED)
+            assert replica.state is ReplicaState.GONE
+
+    run(scenario())
+
+
 def test_one_that_is_out_of_memory_says_so_with_its_limit(kube):
     async def scenario():
         async with served(kube) as (_, replica, listener, container):
