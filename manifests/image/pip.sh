@@ -17,9 +17,11 @@ install() { # VENV ARGUMENT...
     python=$1/bin/python
     shift
     pip/bin/pip --python "$python" --disable-pip-version-check --no-input install --no-cache-dir --no-compile "$@" ||
-        fail "gpufn's packages cannot be installed." "pip says why above." "An index is needed, or wheels in manifests/image/wheels."
+        fail "gpufn's packages cannot be installed." "pip says why above." \
+            "An index is needed, or wheels in manifests/image/wheels."
 }
 
-compiled() { # FOLDER OPTION...: what a read-only container could not keep; by content, since times say nothing in an image
-    "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$@" >/dev/null || true # some packages bring files that are no Python
+compiled() { # ARGUMENT...: what a read-only container could not keep; by content, since times say nothing in an image
+    # Some packages bring files that are no Python.
+    "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$@" >/dev/null || true
 }
