@@ -50,6 +50,7 @@ _IN_FLIGHT = 16
 """Pods that wait for the scheduler at once."""
 _SAMPLE_EVERY = 100
 _NODES_AT_ONCE = 100
+_TAINTS = "--output=jsonpath={.items[*].spec.taints[*].key}"
 _PACKED = ("cpu", "memory", NVIDIA_GPU)
 _DEFAULT = "default-scheduler"
 _MODEL_LABEL = "nvidia.com/gpu.product"
@@ -68,6 +69,7 @@ class Sample:
 
 def run(options: Options) -> Iterable[Bar]:
     from tests.testbed.cluster import Cluster
+    from tests.testbed.machines import wait_until
 
     nodes, pods = read_nodes(), read_pods()
     if options.runs < 10:
@@ -78,6 +80,7 @@ def run(options: Options) -> Iterable[Bar]:
         cluster.kubectl("create", "namespace", NAMESPACE)
         ordered, names = _made(cluster, nodes)
         cluster.kubectl("wait", "serviceaccount/default", f"--namespace={NAMESPACE}", "--for=create")
+        wait_until("nodes that are open", lambda: "not-ready" not in cluster.kubectl("get", "nodes", _TAINTS), 300)
         for name in ("kube-controller-manager", "kwok"):  # nobody is to say that nodes are gone, nor that pods run
             cluster.components[name].stop()
         for arm in ARMS:

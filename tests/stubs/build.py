@@ -33,7 +33,7 @@ def why_not() -> str:
 def _header() -> Path | None:
     """NVIDIA's own header, so that the compiler compares our functions with the real ones."""
     spec = importlib.util.find_spec("nvidia")
-    places = [Path(place) for place in (spec.submodule_search_locations or []) if spec] if spec else []
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec is not None else []
     found = [header for place in places for header in place.glob("*/include/cuda.h")]
     return next((header for header in found if "CUcheckpointGpuPair" in header.read_text(errors="replace")), None)
 
