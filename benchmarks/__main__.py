@@ -24,6 +24,7 @@ BENCHMARKS = {
     "parks": "benchmarks.parks",
     "weights": "benchmarks.weights",
     "images": "benchmarks.images",
+    "cluster": "benchmarks.cluster",
     "admission": "benchmarks.admission",
     "stranded": "benchmarks.stranded",
 }

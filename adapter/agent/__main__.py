@@ -58,11 +58,13 @@ def prepare_node(settings: AgentSettings) -> str:
 async def serve(settings: AgentSettings) -> None:
     """Until SIGTERM or SIGINT."""
     stop = stop_asked()
-    why_no_restore = await asyncio.to_thread(prepare_node, settings)
-    logger.info("the node is prepared", extra={"fields": {"node": settings.node, "why_no_restore": why_no_restore}})
     metrics = Metrics()
     health = Health(metrics.registry)
+    health.ready["agent"] = lambda: "it prepares the node"
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(served(health.app(), settings.status_port))  # a slow disk is no reason to end
+        why_no_restore = await asyncio.to_thread(prepare_node, settings)
+        logger.info("the node is prepared", extra={"fields": {"node": settings.node, "why_no_restore": why_no_restore}})
         spool = await asyncio.to_thread(Spool.open, settings.state_dir)
         stack.callback(spool.close)
         api = await stack.enter_async_context(Api(Credentials()))
@@ -74,7 +76,7 @@ async def serve(settings: AgentSettings) -> None:
         agent.on_append = delivery.more.set
         for each in informers:
             health.ready[each.path] = partial(_why_late, each)
-        await stack.enter_async_context(served(health.app(), settings.status_port))
+        del health.ready["agent"]
         works = (*(each.run() for each in informers), delivery.run(), agent.look_after_node(why_no_restore))
         await until(stop.wait(), *works, _rounds(agent, informers))
         await _last_words(agent, delivery, informers)

@@ -19,6 +19,7 @@ from adapter.keys import NVIDIA_GPU
 from adapter.policy.gpu_models import matches
 from adapter.policy.needs import Node, Offer
 from adapter.policy.node_terms import KEEPING_OUT, Requirement, Taint
+from adapter.policy.placement import WRONG_GPU, Verdict
 
 Labels: TypeAlias = Mapping[str, str]
 Amounts: TypeAlias = Mapping[str, int]
@@ -336,7 +337,8 @@ _MODEL_LABELS = (
     "karpenter.azure.com/sku-gpu-name",
     "k8s.amazonaws.com/accelerator",
 )
-"""Labels that name a GPU model. The first three are there only once a node is."""
+_NODES_OWN = 3
+"""Labels that name a GPU model. So many of the first are there only once a node is."""
 
 _OFFERED = {
     "cloud.google.com/gke-accelerator": (
@@ -364,6 +366,24 @@ def model_terms(models: Collection[str], seen: Mapping[str, Collection[str]]) ->
             meant = sorted(value for value in values if any(matches(model, value) for model in models))
             terms += [(Requirement(key, "In", tuple(meant)),)] if meant else []
     return tuple(terms)
+
+
+def ruled_out(verdicts: Iterable[Verdict], nodes: Iterable[Node]) -> tuple[Requirement, ...]:
+    """What keeps a pod from GPUs that can never do: products all of whose nodes have a verdict of `WRONG_GPU`.
+
+    Only labels are named that a node brings with it: one that an autoscaler may yet make does not have them.
+    """
+    wrong = {verdict.node for verdict in verdicts if verdict.code in WRONG_GPU}
+    found = []
+    for key in _MODEL_LABELS[:_NODES_OWN]:
+        bad: set[str] = set()
+        good: set[str] = set()
+        for node in nodes:
+            if value := node.labels.get(key):
+                (bad if node.name in wrong else good).add(value)
+        if bad - good:
+            found.append(Requirement(key, "NotIn", tuple(sorted(bad - good))))
+    return tuple(found)
 
 
 def label_values(nodes: Iterable[Node]) -> dict[str, set[str]]:

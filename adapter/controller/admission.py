@@ -10,18 +10,18 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adapter.cluster.intent import Intent, read_intent
-from adapter.cluster.inventory import Amounts, model_terms
+from adapter.cluster.inventory import Amounts, model_terms, ruled_out
 from adapter.controller.cluster_view import ClusterView, mark_of
 from adapter.controller.pod_patch import Facts, PodPatch, patch_pod
 from adapter.errors import ConfigError
 from adapter.knative.autoscaling import Defaults
 from adapter.knative.service_patch import patch_service
-from adapter.policy.placement import Recent, Verdict, place
+from adapter.policy.placement import Node, Recent, Verdict, place
 
 logger = logging.getLogger(__name__)
 
@@ -139,18 +139,19 @@ class Admission:
         nodes = self._view.inventory()
         verdicts = place(intent.need, nodes, self._recent.mix)
         now_ns = self._clock_ns()
-        patch = patch_pod(review.object, intent, verdicts, self._facts(intent, now_ns))
+        patch = patch_pod(review.object, intent, verdicts, self._facts(intent, verdicts, nodes, now_ns))
         if patch.operations and not review.is_dry_run:
             self._recent.add(intent.need)
             self._promise(intent, verdicts, mark_of(namespace, str(now_ns)))
         return _answer(review, patch)
 
-    def _facts(self, intent: Intent, now_ns: int) -> Facts:
-        view = self._view
-        models = intent.need.models
+    def _facts(self, intent: Intent, verdicts: Sequence[Verdict], nodes: Sequence[Node], now_ns: int) -> Facts:
+        view, need = self._view, intent.need
+        either = model_terms(need.models, view.model_labels) if need.models else ()
+        wrong = ruled_out(verdicts, nodes) if need.models or need.memory_bytes or need.compute_capability else ()
         return Facts(
             now_ns=now_ns,
-            hard=model_terms(models, view.model_labels) if models else (),
+            hard=tuple((*term, *wrong) for term in either) or ((wrong,) if wrong else ()),
             runtime_classes=frozenset(view.runtime_classes.snapshot()),
             hostnames=view.hostnames,
             restores=view.restores,

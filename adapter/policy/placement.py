@@ -247,6 +247,10 @@ _PASSING = frozenset({"gpu-busy", "cpu", "memory", *CLOSED})
 """Codes that time may change."""
 
 
+WRONG_GPU = frozenset({"gpu-model", "gpu-memory", "compute-capability"})
+"""Codes of verdicts that stay as long as a node has the GPUs that it has."""
+
+
 def may_fit_later(verdicts: Iterable[Verdict]) -> bool:
     """Whether a node fits, or would if others went or it came back. If not, only another node can help."""
     return any(verdict.fits or verdict.code in _PASSING for verdict in verdicts)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import adapter_image as adapter_image_builder
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
+from tests.testbed.installation import Installation, installed
 from tests.testbed.nodes import two_nodes
 
 HERE = Path(__file__).parent
@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("cluster")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+    items.sort(key=_comes_late)
+
+
+def _comes_late(item: pytest.Item) -> int:
+    """What wants a cluster without gpufn goes first, what takes gpufn away last."""
+    return 2 if item.get_closest_marker("removes_gpufn") else int("gpufn" in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -90,7 +96,7 @@ def embed_image(cluster: Cluster, repository: Path, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def adapter_image(cluster: Cluster) -> str:
-    """The name of the image of gpufn's own components, made by manifests/image/Dockerfile; every node has it."""
-    cluster.load_archive(adapter_image_builder.archive())
-    return adapter_image_builder.NAME
+def gpufn(cluster: Cluster) -> Iterator[Installation]:
+    """All of gpufn on `cluster`, under Knative and OpenFaaS, from the image that manifests/image/Dockerfile makes."""
+    with installed(cluster, "both") as installation:
+        yield installation

@@ -1,10 +1,10 @@
 import pytest
 
-from adapter.cluster.inventory import held_by_node, label_values, model_terms, pod_requests, read_node
+from adapter.cluster.inventory import held_by_node, label_values, model_terms, pod_requests, read_node, ruled_out
 from adapter.cluster.quantity import parse_quantity
 from adapter.errors import ConfigError
 from adapter.policy.node_terms import Requirement, Taint
-from adapter.policy.placement import Node
+from adapter.policy.placement import Node, Verdict
 
 GI = 2**30
 MI = 2**20
@@ -282,3 +282,18 @@ def test_a_model_that_no_label_names_cannot_be_required():
     nodes = [Node("a", labels={"nvidia.com/gpu.product": "Tesla-T4"}), Node("b", labels={"zone": "a"})]
     assert model_terms(("quantum9000",), label_values(nodes)) == ()
     assert model_terms(("t4",), {}) == ()
+
+
+def test_products_all_of_whose_gpus_can_never_do_are_ruled_out():
+    def said(product):
+        return {"nvidia.com/gpu.product": product, "cloud.google.com/gke-accelerator": "any"}
+
+    nodes = [Node("t4", labels=said("T4")), Node("l4-a", labels=said("L4")), Node("l4-b", labels=said("L4")), Node("x")]
+    verdicts = [
+        Verdict("t4", code="gpu-memory"),
+        Verdict("l4-a", code="gpu-memory"),
+        Verdict("l4-b", code="gpu-busy"),  # of the same product, with more memory
+        Verdict("x", code="gpu-model"),
+    ]
+    assert ruled_out(verdicts, nodes) == (Requirement("nvidia.com/gpu.product", "NotIn", ("T4",)),)
+    assert ruled_out([Verdict("t4", code="gpu-busy")], nodes) == ()
