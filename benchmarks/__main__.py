@@ -26,6 +26,7 @@ BENCHMARKS = {
     "images": "benchmarks.images",
     "cluster": "benchmarks.cluster",
     "admission": "benchmarks.admission",
+    "controller": "benchmarks.controller",
     "stranded": "benchmarks.stranded",
 }
 """Name on the command line -> module. Their order is that of a whole run."""

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from adapter.cluster.api import Api, Listing
 from adapter.cluster.resources import GPU_NODES, NAMESPACES, NODES, PODS
@@ -29,22 +29,34 @@ if TYPE_CHECKING:
 
 NODE_COUNT, SNAPSHOTS, FUNCTIONS, REVIEWS = 1000, 500, 5000, 2000
 NAMESPACE = "team-a"
-_MODELS = (
-    ("NVIDIA-H100-80GB-HBM3", 81559, 8, (9, 0)),
-    ("NVIDIA-A100-SXM4-40GB", 40960, 8, (8, 0)),
-    ("NVIDIA-L4", 23034, 4, (8, 9)),
-    ("Tesla-T4", 15360, 1, (7, 5)),
+TAINT = {"key": NVIDIA_GPU, "value": "present", "effect": "NoSchedule"}
+
+
+class Model(NamedTuple):
+    """What a node has, as GPU Feature Discovery says it."""
+
+    product: str
+    memory_mib: int
+    gpus: int
+    compute: tuple[int, int]
+
+
+MODELS = (
+    Model("NVIDIA-H100-80GB-HBM3", 81559, 8, (9, 0)),
+    Model("NVIDIA-A100-SXM4-40GB", 40960, 8, (8, 0)),
+    Model("NVIDIA-L4", 23034, 4, (8, 9)),
+    Model("Tesla-T4", 15360, 1, (7, 5)),
 )
 
 
 def run(options: Options) -> Iterable[Bar]:
     rounds = [asyncio.run(_measure(REVIEWS if options.runs >= 10 else 200, seed)) for seed in range(3)]
-    tails = [_quantile(taken, 0.99) for taken in rounds]
+    tails = [quantile(taken, 0.99) for taken in rounds]
     yield Bar.of("admission_p99_ms", statistics.median(tails), "ms", tails)
     yield Bar.of("admission_p50_ms", statistics.median(statistics.median(taken) for taken in rounds), "ms")
 
 
-def _quantile(taken: list[float], share: float) -> float:
+def quantile(taken: list[float], share: float) -> float:
     return sorted(taken)[int(share * len(taken))]
 
 
@@ -60,7 +72,7 @@ async def _measure(reviews: int, seed: int) -> list[float]:
     gc.freeze()  # as a server does when its caches are full
     taken = []
     for number in range(reviews):
-        body = _review(number, chance)
+        body = review(number, chance)
         began = time.perf_counter_ns()
         answer = admission.pod(Review.parse(body))
         said = json.dumps(answer.to_json()).encode()
@@ -75,7 +87,7 @@ async def _measure(reviews: int, seed: int) -> list[float]:
     return taken
 
 
-def _review(number: int, chance: random.Random) -> bytes:
+def review(number: int, chance: random.Random) -> bytes:
     """One of every kind of question, as the API server asks it of a Knative pod."""
     function = f"fn-{chance.randrange(FUNCTIONS)}"
     annotations = chance.choice(
@@ -95,7 +107,12 @@ def _review(number: int, chance: random.Random) -> bytes:
             "env": [{"name": name, "value": "value"} for name in names],
             "resources": {"limits": {**limits, "memory": "4Gi"}, "requests": {"cpu": "2"}},
         },
-        {"name": "queue-proxy", "env": [{"name": f"QUEUE_{n}", "value": "x"} for n in range(60)], "resources": {}},
+        {
+            "name": "queue-proxy",
+            "image": "registry.example/queue",
+            "env": [{"name": f"QUEUE_{n}", "value": "x"} for n in range(60)],
+            "resources": {},
+        },
     ]
     labels = {"serving.knative.dev/revision": f"{function}-00001", "serving.knative.dev/service": function}
     pod = PODS.body(
@@ -105,24 +122,41 @@ def _review(number: int, chance: random.Random) -> bytes:
     return json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
 
 
+def node_labels(model: Model, *, is_spot: bool) -> dict[str, str]:
+    """About as many as a cloud's node has."""
+    return {
+        "nvidia.com/gpu.product": model.product,
+        "nvidia.com/gpu.memory": str(model.memory_mib),
+        "nvidia.com/gpu.compute.major": str(model.compute[0]),
+        "nvidia.com/gpu.compute.minor": str(model.compute[1]),
+        "karpenter.sh/capacity-type": "spot" if is_spot else "on-demand",
+        **{f"example.com/label-{n}": "value" for n in range(40)},
+    }
+
+
+def agent_status(chance: random.Random) -> dict[str, Any]:
+    """What the agent of a node with many snapshots writes."""
+    seen = [
+        {
+            "name": f"{NAMESPACE}/fn-{function}.{NAMESPACE}",
+            "key": f"{chance.getrandbits(256):064x}",
+            "bytes": chance.randrange(10**8, 10**10),
+            "usedAt": "2026-01-01T00:00:00Z",
+        }
+        for function in chance.sample(range(FUNCTIONS), SNAPSHOTS)
+    ]
+    return {"snapshots": seen, "diskBytesPerSecond": 2e9, "restore": {"works": True}}
+
+
 class _Cluster:
     """An API whose objects are here: what the caches ask of `adapter.cluster.api.Api`, and no more."""
 
     def __init__(self, chance: random.Random) -> None:
         nodes, gpu_nodes = [], []
         for number in range(NODE_COUNT):
-            name, (model, memory, gpus, compute) = f"node-{number:04}.example.internal", chance.choice(_MODELS)
-            nodes.append(_node(name, model, memory, gpus, compute, is_spot=number % 5 == 0))
-            seen = [
-                {
-                    "name": f"{NAMESPACE}/fn-{function}.{NAMESPACE}",
-                    "key": "0" * 64,
-                    "bytes": chance.randrange(10**8, 10**10),
-                }
-                for function in chance.sample(range(FUNCTIONS), SNAPSHOTS)
-            ]
-            status = {"snapshots": seen, "diskBytesPerSecond": 2e9, "restore": {"works": True}}
-            gpu_nodes.append(GPU_NODES.body(name, status=status))
+            name, model = f"node-{number:04}.example.internal", chance.choice(MODELS)
+            nodes.append(_node(name, model, is_spot=number % 5 == 0))
+            gpu_nodes.append(GPU_NODES.body(name, status=agent_status(chance)))
         self.names = [node["metadata"]["name"] for node in nodes]
         self._objects = {
             NODES.path(): nodes,
@@ -157,20 +191,11 @@ class _Cluster:
         await asyncio.Event().wait()
 
 
-def _node(name: str, model: str, memory: int, gpus: int, compute: tuple[int, int], *, is_spot: bool) -> dict[str, Any]:
-    """With about as many labels as a cloud's node has."""
-    labels = {
-        "kubernetes.io/hostname": name,
-        "nvidia.com/gpu.product": model,
-        "nvidia.com/gpu.memory": str(memory),
-        "nvidia.com/gpu.compute.major": str(compute[0]),
-        "nvidia.com/gpu.compute.minor": str(compute[1]),
-        "karpenter.sh/capacity-type": "spot" if is_spot else "on-demand",
-        **{f"example.com/label-{n}": "value" for n in range(40)},
-    }
+def _node(name: str, model: Model, *, is_spot: bool) -> dict[str, Any]:
+    gpus = model.gpus
     status = {
         "allocatable": {"cpu": str(8 * gpus), "memory": f"{64 * gpus}Gi", "pods": "110", NVIDIA_GPU: str(gpus)},
         "conditions": [{"type": "Ready", "status": "True"}],
     }
-    taints = [{"key": NVIDIA_GPU, "value": "present", "effect": "NoSchedule"}]
-    return NODES.body(name, metadata={"labels": labels}, spec={"taints": taints}, status=status)
+    labels = {"kubernetes.io/hostname": name, **node_labels(model, is_spot=is_spot)}
+    return NODES.body(name, metadata={"labels": labels}, spec={"taints": [TAINT]}, status=status)

@@ -2,87 +2,26 @@
 
 import base64
 import json
-import os
 import signal
 import socket
 import ssl
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
-import yaml
 
 from adapter.keys import AGENT_NAMESPACE, SYSTEM_NAMESPACE
 from tests.fakes.cluster_objects import GPU, function_pod, node
+from tests.testbed.components import WEBHOOK_HOST, WEBHOOK_SECRET, Process, free_port, install, secret, uninstall
 from tests.testbed.machines import wait_until
 
-MANIFESTS = Path(__file__).parents[2] / "manifests"
-HOST = f"gpufn-webhook.{SYSTEM_NAMESPACE}.svc"
 WAIT_S = 60
 
 
 @pytest.fixture(scope="module")
 def installed(control_plane):
     """Everything applied; nothing of it runs, because there is no node."""
-    control_plane.kubectl("create", "namespace", "knative-serving")
-    control_plane.kubectl("apply", f"--kustomize={MANIFESTS / 'overlays' / 'knative'}")
+    install(control_plane)
     yield control_plane
-    control_plane.kubectl(
-        "delete", "--ignore-not-found", f"--kustomize={MANIFESTS / 'overlays' / 'knative'}", timeout_s=180
-    )
-    control_plane.kubectl("delete", "namespace", "knative-serving")
-
-
-class Process:
-    """A component of ours, as the ServiceAccount that the manifests give it."""
-
-    def __init__(self, cluster, component, folder, *words):
-        folder.mkdir(exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.log = folder / "log"
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(MANIFESTS.parent),
-            "KUBECONFIG": str(kubeconfig(cluster, f"gpufn-{component}", folder)),
-        }
-        command = [sys.executable, "-m", "adapter.controller", component, f"--probes-port={self.port}", *words]
-        with self.log.open("ab") as log:
-            self._child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
-
-    def probe(self, path="/readyz"):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def is_ready(self):
-        assert self._child.poll() is None, self.log.read_text()
-        return self.probe()[0] == 200
-
-    def lines(self, event):
-        return [line for line in map(json.loads, self.log.read_text().splitlines()) if line.get("event") == event]
-
-    def end(self, number=signal.SIGTERM):
-        self._child.send_signal(number)
-        return self._child.wait(WAIT_S)
-
-
-def kubeconfig(cluster, account, folder):
-    token = cluster.kubectl("--namespace", SYSTEM_NAMESPACE, "create", "token", account).strip()
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["users"] = [{"name": account, "user": {"token": token}}]
-    for context in config["contexts"]:
-        context["context"]["user"] = account
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    uninstall(control_plane)
 
 
 @pytest.fixture
@@ -95,7 +34,7 @@ def start(installed, tmp_path):
 
     yield started
     for process in running:
-        if process._child.poll() is None:
+        if process.is_running:
             process.end(signal.SIGKILL)
 
 
@@ -114,16 +53,11 @@ def bundles(cluster):
     return [hook["clientConfig"].get("caBundle") for hook in hooks]
 
 
-def secret(cluster, name):
-    found = cluster.get("secrets", "--namespace", SYSTEM_NAMESPACE, f"--field-selector=metadata.name={name}")["items"]
-    return {key: base64.b64decode(value) for key, value in found[0]["data"].items()} if found else {}
-
-
 def test_one_controller_leads_and_another_follows_when_it_is_killed(installed, start):
     controllers = [start("controller", name) for name in ("a", "b")]
     for controller in controllers:
         wait_until("the controller", controller.is_ready, WAIT_S)
-    wait_until("certificates", lambda: secret(installed, "gpufn-webhook-tls"), WAIT_S)
+    wait_until("certificates", lambda: secret(installed, WEBHOOK_SECRET), WAIT_S)
     wait_until("the bundle", lambda: all(bundles(installed)), WAIT_S)
     installed.get("configmap", "gpufn-ca", "--namespace", AGENT_NAMESPACE)
 
@@ -146,16 +80,15 @@ def test_one_controller_leads_and_another_follows_when_it_is_killed(installed, s
 
 
 def test_the_webhook_answers_as_long_as_it_knows_the_cluster_and_drains(installed, start, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     tls = tmp_path / "tls"
     tls.mkdir()
     webhook = start("webhook", "w", f"--port={port}", f"--tls={tls}")
     wait_until("its caches", lambda: webhook.probe() == (503, "certificate: there is none\n"), WAIT_S)
 
     start("controller", "c")
-    wait_until("a certificate", lambda: secret(installed, "gpufn-webhook-tls"), WAIT_S)
-    for name, data in secret(installed, "gpufn-webhook-tls").items():
+    wait_until("a certificate", lambda: secret(installed, WEBHOOK_SECRET), WAIT_S)
+    for name, data in secret(installed, WEBHOOK_SECRET).items():
         (tls / name).write_bytes(data)
     wait_until("the webhook", webhook.is_ready, WAIT_S)
     installed.apply([node("gpu-1")])
@@ -165,10 +98,10 @@ def test_the_webhook_answers_as_long_as_it_knows_the_cluster_and_drains(installe
     operations = json.loads(base64.b64decode(answer["patch"]))
     assert any(GPU in json.dumps(operation) or "affinity" in operation["path"] for operation in operations)
 
-    webhook._child.send_signal(signal.SIGTERM)
+    webhook.send(signal.SIGTERM)
     wait_until("that it drains", lambda: "draining" in webhook.probe()[1], WAIT_S)
     assert ask(port, tls / "ca.crt", function_pod("g", "default"))["allowed"]
-    assert webhook._child.wait(WAIT_S) == 0
+    assert webhook.wait() == 0
     assert "forbidden" not in webhook.log.read_text()
     installed.kubectl("delete", "node", "gpu-1")
 
@@ -177,9 +110,12 @@ def ask(port, ca_file, pod):
     """As the API server does: by the Service's name, and its CA."""
     request = {"uid": "u", "namespace": "default", "operation": "CREATE", "object": pod}
     body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
-    head = f"POST /pods HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = f"POST /pods HTTP/1.1\r\nHost: {WEBHOOK_HOST}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     context = ssl.create_default_context(cafile=str(ca_file))
-    with socket.create_connection(("127.0.0.1", port)) as raw, context.wrap_socket(raw, server_hostname=HOST) as secure:
+    with (
+        socket.create_connection(("127.0.0.1", port)) as raw,
+        context.wrap_socket(raw, server_hostname=WEBHOOK_HOST) as secure,
+    ):
         secure.sendall(head.encode() + body)
         answer = b"".join(iter(lambda: secure.recv(65536), b""))
     return json.loads(answer.partition(b"\r\n\r\n")[2])["response"]
