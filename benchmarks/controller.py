@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,12 @@ class _Events:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
+        from requests.exceptions import ChunkedEncodingError
+
+        with suppress(ChunkedEncodingError):  # the cluster's end cuts it
+            self._listen()
+
+    def _listen(self) -> None:
         url = f"{self._cluster.site.server}{EVENTS.path(NAMESPACE)}?watch=true"
         with self._cluster.session() as session, session.get(url, stream=True) as stream:
             for line in stream.iter_lines(chunk_size=None):
