@@ -212,11 +212,12 @@ def _install(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def sleeper_image(cluster: Cluster, plain_base: Path, tmp_path_factory) -> str:
+def sleeper_image(cluster: Cluster, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("sleeper")
     (folder / "function").mkdir()
     (folder / "function" / "handler.py").write_text(SLEEPER)
-    image = functions.function_image("dev.local/sleeper:1", folder / "function", plain_base, folder)
+    layout = functions.base_layout(folder / "base")
+    image = functions.function_image("dev.local/sleeper:1", folder / "function", layout, folder)
     cluster.load(image)
     return str(image.name)
 
