@@ -202,6 +202,12 @@ class Metering:
 
 def _install(cluster: Cluster) -> None:
     """Of our manifests the rights, the bounds and the kind of object; no component."""
+    for namespace in ("gpufn-system", "gpufn-agents"):  # another test may just have removed all of it
+        found = cluster.kubectl(
+            "get", "namespace", namespace, "--ignore-not-found", "--output=jsonpath={.status.phase}"
+        )
+        if found == "Terminating":
+            cluster.kubectl("wait", f"namespace/{namespace}", "--for=delete", f"--timeout={WAIT_S}s")
     base = Path(__file__).parents[2] / "manifests/base"
     wanted = {"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
               "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}  # fmt: skip
