@@ -6,6 +6,7 @@ The agent and the ledger run on this computer, as their own accounts of the clus
 from __future__ import annotations
 
 import datetime as dt
+import http.client
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -263,11 +265,18 @@ def function_pod(name: str, namespace: str, image: str, gpus: int = 1) -> dict[s
     }
 
 
-def call(cluster: Cluster, name: str, namespace: str, seconds: float) -> None:
+@contextmanager
+def asked(cluster: Cluster, name: str, namespace: str, seconds: float) -> Iterator[http.client.HTTPConnection]:
+    """A function works on it for so long; its answer has not been read yet."""
     address = cluster.get("pod", name, "-n", namespace)["status"]["podIP"]
-    request = urllib.request.Request(f"http://{address}:8080/", data=str(seconds).encode())
-    with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-        assert answer.read() == b"done"
+    with closing(http.client.HTTPConnection(address, 8080, timeout=WAIT_S)) as connection:
+        connection.request("POST", "/", str(seconds).encode())
+        yield connection
+
+
+def call(cluster: Cluster, name: str, namespace: str, seconds: float) -> None:
+    with asked(cluster, name, namespace, seconds) as connection:
+        assert connection.getresponse().read() == b"done"
 
 
 def ready(cluster: Cluster, name: str, namespace: str) -> None:
@@ -291,10 +300,9 @@ def test_what_a_function_held_is_in_the_ledger_to_the_second(cluster, metering, 
     for _ in range(2):
         call(cluster, "sleeper", namespace, 1.5)
     metering.wait_for("busy time", lambda: seconds_by_phase(metering.leases("sleeper"))["running"] > 2.9)
-    last = threading.Thread(target=call, args=(cluster, "sleeper", namespace, 3))
-    last.start()
-    cluster.kubectl("delete", "pod", "sleeper", "-n", namespace)
-    last.join()
+    with asked(cluster, "sleeper", namespace, 3) as last:
+        cluster.kubectl("delete", "pod", "sleeper", "-n", namespace)
+        assert last.getresponse().read() == b"done"
     metering.wait_for("its end", lambda: "draining" in seconds_by_phase(metering.leases("sleeper")))
     leases = metering.leases("sleeper")
     assert {(i.device, i.share, i.node, i.tenant, i.price_class, i.gpu_model, i.namespace) for i in leases} == {
