@@ -3,7 +3,7 @@
 The pods of a real GPU cluster (`benchmarks.openb`), one after the other, on 1,000 nodes that KWOK keeps, placed by a real
 kube-scheduler in three ways: as it is by default, as it packs bins (its profile MostAllocated over CPU, memory and GPUs),
 and by default with the terms that the pod webhook gives, by the webhook's own code over its own caches of this cluster.
-The first 5,500 pods come, and nobody leaves. Who asks for a part of a GPU gets one, and who names models has them
+All of them come, and nobody leaves. Who asks for a part of a GPU gets one, and who names models has them
 required, in all three; a pod that fits nowhere is taken away and counted. After each hundred pods the GPUs are counted
 that are free on nodes on which others are used; the mean of these counts is compared.
 
@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, fields
-from datetime import datetime, timezone
+from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +34,7 @@ from adapter.controller.cluster_view import ClusterView
 from adapter.errors import NotFound
 from adapter.keys import DOMAIN, FUNCTION_LABEL, NVIDIA_GPU
 from benchmarks.openb import TraceNode, TracePod, read_nodes, read_pods
-from benchmarks.results_file import Bar, machine, path_of
+from benchmarks.results_file import Bar
 from benchmarks.scheduler_model import Fleet
 
 if TYPE_CHECKING:
@@ -48,8 +46,6 @@ ARMS = ("default", "binpack", "ours")
 NAMESPACE = "openb"
 _IN_FLIGHT = 16
 """Pods that wait for the scheduler at once."""
-_PODS = 5500
-"""Of 8,152: with these, four of five GPUs are used, and pods begin to fit nowhere whoever places them."""
 _SAMPLE_EVERY = 100
 _NODES_AT_ONCE = 100
 _TAINTS = "--output=jsonpath={.items[*].spec.taints[*].key}"
@@ -60,9 +56,8 @@ _MODEL_LABEL = "nvidia.com/gpu.product"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """After so many pods."""
+    """After so many pods: what is kept of a run, in this order."""
 
-    arm: str
     pods: int
     used_gpus: int
     stranded_gpus: int
@@ -74,7 +69,8 @@ def run(options: Options) -> Iterable[Bar]:
     from tests.testbed.machines import wait_until
 
     nodes, pods = read_nodes(), read_pods()
-    pods = pods[: _PODS if options.runs >= 10 else options.runs * _SAMPLE_EVERY]
+    if options.runs < 10:
+        pods = pods[: options.runs * _SAMPLE_EVERY]
     samples: dict[str, list[Sample]] = {}
     with Cluster() as cluster, _scheduler(cluster):
         cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
@@ -87,7 +83,6 @@ def run(options: Options) -> Iterable[Bar]:
         for arm in ARMS:
             replay = _Replay(cluster, arm, Fleet(ordered), {name: at for at, name in enumerate(names)})
             samples[arm] = asyncio.run(replay.run(pods))
-            _keep(samples)
             print(f"… {arm}: {samples[arm][-1]}", file=sys.stderr, flush=True)
             words = ("--all", f"--namespace={NAMESPACE}", "--grace-period=0", "--force")
             cluster.kubectl("delete", "pods", *words, timeout_s=1200)
@@ -97,17 +92,7 @@ def run(options: Options) -> Iterable[Bar]:
             f"stranded_gpus_over_{other}", means["ours"] / means[other], "ratio", [round(m, 2) for m in means.values()]
         )
     for arm, taken in samples.items():
-        yield Bar.of(f"stranded_gpus_{arm}", means[arm], "GPUs")
-        yield Bar.of(f"stranded_refused_{arm}", taken[-1].refused, "pods")
-
-
-def _keep(samples: Mapping[str, Sequence[Sample]]) -> None:
-    """The table beside the results."""
-    path = path_of(machine(), f"{datetime.now(timezone.utc):%Y-%m-%d}")
-    with path.with_name(f"{path.stem}_stranded.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Sample))
-        writer.writerows(astuple(sample) for taken in samples.values() for sample in taken)
+        yield Bar.of(f"stranded_gpus_{arm}", means[arm], "GPUs", [astuple(sample) for sample in taken])
 
 
 @contextmanager
@@ -187,7 +172,7 @@ class _Replay:
         self._done += 1
         if self._done % _SAMPLE_EVERY == 0:
             fleet = self._fleet
-            self._samples.append(Sample(self._arm, self._done, fleet.used, fleet.stranded, self._refused))
+            self._samples.append(Sample(self._done, fleet.used, fleet.stranded, self._refused))
 
     def _made_pod(self, pod: TracePod) -> dict[str, Any]:
         body = _pod(pod, "binpack" if self._arm == "binpack" else _DEFAULT, is_ours=self._arm == "ours")
