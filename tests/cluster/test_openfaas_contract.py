@@ -1,14 +1,14 @@
 """The Kubernetes host and the provider over it keep their contracts on a real cluster, too.
 
-They run in this process here, as the cluster's administrator; `test_openfaas_provider.py` has them in a pod of their own,
-with the rights that the manifests give.
+They run in this process here, as the cluster's administrator, in a namespace that an installed provider has no rights in;
+`test_openfaas_provider.py` has that one, with the rights that the manifests give it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from tests.cluster.openfaas import function_images
 from tests.contract.hosts.kubernetes import KubernetesHostContract
 from tests.contract.openfaas.provider import ProviderContract
 
+NAMESPACE = "openfaas-contract"
+
 
 @dataclass
 class Real:
@@ -26,8 +28,7 @@ class Real:
 
     kubeconfig: Path
     images: dict[str, str]
-    namespace: str = "openfaas-fn"
-    insecure: tuple[str, ...] = field(default=())
+    namespace: str = NAMESPACE
 
     @asynccontextmanager
     async def running(self):
@@ -40,11 +41,12 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def kube(cluster, plain_base, tmp_path_factory) -> Iterator[Real]:
-    images = function_images(cluster, plain_base, tmp_path_factory.mktemp("functions"))
-    cluster.kubectl("create", "namespace", "openfaas-fn")
+def kube(cluster, tmp_path_factory) -> Iterator[Real]:
+    images = function_images(cluster, tmp_path_factory.mktemp("functions"))
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.kubectl("label", "namespace", NAMESPACE, "openfaas=1")
     yield Real(cluster.kubeconfig, images | {"missing": "dev.local/missing:1"})
-    cluster.kubectl("delete", "namespace", "openfaas-fn")
+    cluster.kubectl("delete", "namespace", NAMESPACE)
 
 
 class TestHost(KubernetesHostContract):

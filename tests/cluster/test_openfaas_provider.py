@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.adapter_image import NAME, archive
-from tests.cluster.openfaas import FUNCTIONS, function_images, manifests
+from adapter.keys import SYSTEM_NAMESPACE as SYSTEM
+from tests.cluster.openfaas import function_images
 from tests.testbed.cluster import Cluster
+from tests.testbed.installation import FUNCTIONS, LOGIN, Installation
 
-SYSTEM, SECOND = "openfaas-test", "openfaas-second"
-PASSWORD = "a-password-of-tests"  # of tests
+SECOND = "openfaas-second"
 LIMIT_S = 120.0
 
 
@@ -33,7 +32,7 @@ class Gateway:
     images: dict[str, str]
     url: str
 
-    def say(self, method: str, path: str, body=None, *, auth=("admin", PASSWORD), **options):
+    def say(self, method: str, path: str, body=None, *, auth=LOGIN, **options):
         return requests.request(method, self.url + path, json=body, auth=auth, timeout=LIMIT_S, **options)
 
     def deploy(self, name: str, image: str = "echo", namespace: str = FUNCTIONS, annotations=None, **fields):
@@ -66,22 +65,11 @@ def eventually(holds, limit_s: float = LIMIT_S) -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway(cluster: Cluster, plain_base: Path, tmp_path_factory) -> Iterator[Gateway]:
-    images = function_images(cluster, plain_base, tmp_path_factory.mktemp("functions"))
-    cluster.load_archive(archive())
-    for namespace in (SYSTEM, FUNCTIONS):
-        cluster.kubectl("create", "namespace", namespace)
-    credentials = ("--from-literal=basic-auth-user=admin", f"--from-literal=basic-auth-password={PASSWORD}")
-    cluster.kubectl("create", "secret", "generic", "gpufn-basic-auth", f"--namespace={SYSTEM}", *credentials)
-    items = manifests(SYSTEM, NAME)
-    cluster.apply(items)
-    cluster.kubectl("rollout", "status", "deployment/gpufn-provider", f"--namespace={SYSTEM}", "--timeout=120s")
+def gateway(gpufn: Installation, tmp_path_factory) -> Gateway:
+    cluster = gpufn.cluster
+    images = function_images(cluster, tmp_path_factory.mktemp("functions"))
     address = cluster.get("service", "gateway", f"--namespace={SYSTEM}")["spec"]["clusterIP"]
-    yield Gateway(cluster, images, f"http://{address}:8080")
-    cluster.kubectl("delete", "namespace", SYSTEM, FUNCTIONS)
-    for item in items:
-        if item["kind"].startswith("Cluster"):
-            cluster.kubectl("delete", item["kind"], item["metadata"]["name"])
+    return Gateway(cluster, images, f"http://{address}:8080")
 
 
 def provider_pod(cluster: Cluster) -> dict:
@@ -164,8 +152,9 @@ def test_a_function_lives_with_the_rights_of_the_manifests_alone(gateway):
     assert lines == ["loaded", "something"]
     assert gateway.say("DELETE", "/system/secrets", secret).status_code == 202
     gateway.remove("life")
-    assert gateway.cluster.get("configmaps", f"--namespace={FUNCTIONS}", "--selector=faas_function=life")["items"] == []
-    eventually(lambda: not gateway.cluster.get("services", f"--namespace={FUNCTIONS}")["items"])
+    for kind in ("configmaps", "services"):
+        found = ("get", kind, f"--namespace={FUNCTIONS}", "--selector=faas_function=life", "--output=name")
+        eventually(lambda found=found: gateway.cluster.kubectl(*found) == "")
 
 
 def test_two_hundred_requests_at_zero_are_answered_by_one_pod(gateway):
@@ -213,7 +202,7 @@ def test_a_provider_that_is_rolled_out_anew_loses_no_request(gateway):
 def test_two_namespaces_are_apart(gateway):
     cluster = gateway.cluster
     cluster.kubectl("create", "namespace", SECOND)
-    bound = ("--clusterrole", f"gpufn-provider-functions-{SYSTEM}", "--serviceaccount", f"{SYSTEM}:gpufn-provider")
+    bound = ("--clusterrole", "gpufn-provider-functions", "--serviceaccount", f"{SYSTEM}:gpufn-provider")
     cluster.kubectl("create", "rolebinding", "gpufn-provider", f"--namespace={SECOND}", *bound)
     cluster.kubectl("label", "namespace", SECOND, "openfaas=1")
     eventually(lambda: SECOND in gateway.say("GET", "/system/namespaces").json())

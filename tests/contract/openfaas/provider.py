@@ -92,8 +92,7 @@ class Provider:
         await eventually(is_prepared)
 
     async def call(self, name: str, text: str = "hi", namespace: str = ""):
-        suffix = f".{namespace}" if namespace else ""
-        return await self.say_text(f"/function/{name}{suffix}", text)
+        return await self.say_text(f"/function/{name}.{namespace or self.namespace}", text)
 
     async def say_text(self, path: str, text: str):
         async with self.client.post(self.url + path, data=text.encode()) as answer:
