@@ -32,8 +32,9 @@ def server(address: str = "", network: str = "") -> Iterator[str]:
         pytest.skip("no PostgreSQL here: install it, or name a database in GPUFN_TEST_POSTGRES_URL")
     as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
 
-    def call(program, *arguments):
-        subprocess.run([programs / program, *arguments], check=True, capture_output=True, cwd="/", **as_user)
+    def call(program: str, *arguments: str) -> None:
+        command = [str(programs / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **as_user)  # type: ignore[call-overload]
 
     with tempfile.TemporaryDirectory(prefix="gpufn-postgres-") as folder:
         if as_user:
