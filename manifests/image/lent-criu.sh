@@ -1,5 +1,5 @@
 # Makes FOLDER the private CRIU that agents lend: the one in the context, or one from Debian's packages.
-#   sh criu.sh FOLDER
+#   sh lent-criu.sh FOLDER
 set -eu
 folder=$1
 
