@@ -232,7 +232,8 @@ def _engine(url: str, lock_timeout_s: float) -> sa.Engine:
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")  # psycopg 3, whatever SQLAlchemy's version prefers
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        # Ours: a database that names none (SQL_ASCII) would give texts as bytes.
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"client_encoding": "utf8"})
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise LedgerError(
             "The ledger cannot be kept there.",
