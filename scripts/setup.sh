@@ -40,5 +40,5 @@ if ! "$python" -c '' 2>/dev/null; then
 fi
 find_uv
 echo "setup: installing gpufn and its tools into .venv (about 6 GB: torch is in it, for the tests of weight snapshots)" >&2
-"$uv" pip install --quiet --python "$python" --constraint requirements-dev.lock --editable '.[all,postgres,cluster,convert,dev]'
+"$uv" pip install --quiet --python "$python" --constraint requirements-dev.lock --editable '.[all,postgres,agent,ledger,provider,convert,dev]'
 touch .venv/installed
