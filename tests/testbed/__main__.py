@@ -1,4 +1,4 @@
-"""A cluster to play with: `python -m tests.testbed up [--plain]`, and `down`."""
+"""A cluster to play with: `python -m tests.testbed up [--plain]`, `down`; `load ARCHIVE` and `function FOLDER` give it images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.testbed import functions
 from tests.testbed.cluster import Cluster
+from tests.testbed.images import write_archive
 from tests.testbed.machines import TestbedFailed
 from tests.testbed.nodes import import_archive, two_nodes
 from tests.testbed.programs import PYTHON, why_not
@@ -80,7 +83,7 @@ def _welcome(cluster: Cluster, seconds: float) -> str:
     if "ingress" in cluster.components:
         lines.append(f"# Functions: curl -H 'Host: NAME.NAMESPACE.functions.test' {cluster.ingress_url}")
     lines += [
-        f"# Images: {sys.executable} -m tests.testbed load ARCHIVE",
+        f"# Images: {sys.executable} -m tests.testbed load ARCHIVE; of a function's folder: … function FOLDER",
         "# make cluster-down ends it.",
     ]
     return "\n".join(lines)
@@ -94,6 +97,19 @@ def load(archive: Path) -> int:
     return 0
 
 
+def function(folder: Path) -> int:
+    """Makes an image of a function's folder, dev.local/NAME:1, and gives it to all nodes of what `up` started."""
+    name = f"dev.local/{folder.resolve().name}:1"
+    wanted = folder / "requirements.txt"
+    with tempfile.TemporaryDirectory(prefix="gpufn-function-") as work:
+        base = functions.base_layout(Path(work, "base"))
+        packages = wanted.read_text() if wanted.exists() else ""
+        image = functions.function_image(name, folder, base, Path(work), packages)
+        load(write_archive([image], Path(work, "image.tar")))
+    print(name)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -101,6 +117,7 @@ def main() -> int:
         commands.add_parser(name).add_argument("--plain", action="store_true", help="without Knative")
     commands.add_parser("down")
     commands.add_parser("load").add_argument("archive", type=Path)
+    commands.add_parser("function").add_argument("folder", type=Path)
     given = parser.parse_args()
     if reason := why_not():
         print(f"testbed: {reason}", file=sys.stderr)
@@ -110,6 +127,8 @@ def main() -> int:
             return up(["--plain"] if given.plain else [])
         if given.command == "serve":
             return serve(knative=not given.plain)
+        if given.command == "function":
+            return function(given.folder)
         return down() if given.command == "down" else load(given.archive)
     except TestbedFailed as error:
         print(f"testbed: {error}", file=sys.stderr)
