@@ -227,8 +227,10 @@ class _Work:
             return "allowPrivilegeEscalation: false takes away the right that CRIU's file carries"
         if rights.get("privileged"):
             return "this container is privileged"
-        taken = {volume["name"]: volume for volume in self.edit.get("spec", "volumes") or ()}
-        if any(name in taken and "hostPath" not in taken[name] for name in (SNAPSHOTS_VOLUME, CRIU_VOLUME)):
+        containers = [*(self.edit.get("spec", "containers") or ()), *(self.edit.get("spec", "initContainers") or ())]
+        named = {volume["name"] for volume in self.edit.get("spec", "volumes") or ()}
+        named |= {mount["name"] for each in containers for mount in each.get("volumeMounts") or ()}
+        if named & {SNAPSHOTS_VOLUME, CRIU_VOLUME}:  # it would see ours in its own way: a CRIU that it may write to
             return f"this pod has a volume {SNAPSHOTS_VOLUME} or {CRIU_VOLUME} of its own"
         return ""
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapter.cluster.intent import Intent
+from adapter.controller.pod_patch import CRIU_VOLUME, SNAPSHOTS_VOLUME
 from adapter.hosts.seccomp import RESTORE_RIGHT
-from adapter.keys import DOMAIN, SNAPSHOT_PATH
+from adapter.keys import DOMAIN, NODE_CRIU_PATH, SNAPSHOT_PATH
 from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE
 
 TASK_LABEL = f"{DOMAIN}/task"
@@ -40,7 +41,7 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
     """The pod that takes the snapshots of `pod`'s function on `node`. Its name is the same for the same work."""
     spec = pod["spec"]
     container = spec["containers"][intent.container]
-    volumes = _volumes(spec.get("volumes") or ())
+    volumes = _volumes(spec.get("volumes") or (), intent.need.snapshot)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -97,7 +98,11 @@ def _container(container: Mapping[str, Any], volumes: set[str]) -> dict[str, Any
         "env": [*_variables(container.get("env") or ()), *_task()],
         "envFrom": [source for source in container.get("envFrom") or () if "configMapRef" in source],
         "resources": {kind: _machine(amounts) for kind, amounts in resources.items() if kind != "claims"},
-        "volumeMounts": [m for m in container.get("volumeMounts") or () if m["name"] in volumes],
+        "volumeMounts": [
+            {**mount, **({"readOnly": True} if mount["name"] == CRIU_VOLUME else {})}
+            for mount in container.get("volumeMounts") or ()
+            if mount["name"] in volumes
+        ],
         "securityContext": {
             **_kept(container.get("securityContext"), {"readOnlyRootFilesystem"}),
             "capabilities": {"drop": ["ALL"], "add": [RESTORE_RIGHT]},
@@ -123,10 +128,14 @@ def _variables(env: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _volumes(volumes: Any) -> list[dict[str, Any]]:
+def _volumes(volumes: Any, snapshot: str) -> list[dict[str, Any]]:
+    """Folders of the node only as the pod webhook adds them: a function's pod may have come by others."""
+    ours = {SNAPSHOTS_VOLUME: f"{SNAPSHOT_PATH}/{snapshot}", CRIU_VOLUME: NODE_CRIU_PATH}
+
     def is_kept(volume: Mapping[str, Any]) -> bool:
-        path = (volume.get("hostPath") or {}).get("path", "")
-        return bool(_KEPT_VOLUMES & volume.keys()) or path.startswith(SNAPSHOT_PATH.rpartition("/")[0] + "/")
+        if "hostPath" in volume:
+            return bool(ours.get(volume["name"]) == volume["hostPath"].get("path"))
+        return bool(_KEPT_VOLUMES & volume.keys())
 
     return [dict(volume) for volume in volumes if is_kept(volume)]
 

@@ -19,7 +19,7 @@ from adapter.replica import TASK_SNAPSHOT
 
 logger = logging.getLogger(__name__)
 
-_FORBIDDEN = "forbidden"
+_REFUSED = frozenset({"forbidden", "refused-object"})
 _TAKEN, _NOT_TAKEN = "SnapshotTaken", "SnapshotNotTaken"
 
 
@@ -81,16 +81,18 @@ class SnapshotTaker:
             pod = await self._api.get(PODS.path(due.namespace, due.pod))
         except NotFound:
             return False  # it has ended, and its agent will say so
+        if pod["spec"].get("nodeName") != node:  # an agent speaks for its own node
+            return False
         intent = self._intent(pod, due.namespace)
-        if intent is None or (due.namespace, name_of(intent, node, _image(pod, intent))) in names:
+        if intent is None or (due.namespace, name := name_of(intent, node, _image(pod, intent))) in names:
             return False
         try:
             await self._api.apply(network_policy_path(due.namespace), network_policy(due.namespace))
             await self._api.create(PODS.path(due.namespace), snapshot_pod(pod, intent, node))
         except Conflict:
-            return True  # whoever led before made it
+            return await self._is_ours(due.namespace, name)
         except AdapterError as error:
-            if error.code != _FORBIDDEN:
+            if error.code not in _REFUSED:
                 raise
             why = f"No snapshot {intent.need.snapshot} on {node}: its pod is not allowed there. {error.why}"
             await self._events.say(reference_to(pod), _NOT_TAKEN, why)
@@ -98,6 +100,14 @@ class SnapshotTaker:
         fields = {"snapshot": intent.need.snapshot, "node": node, "for": f"{due.namespace}/{due.pod}"}
         logger.info("a snapshot is being taken", extra={"fields": fields})
         return True
+
+    async def _is_ours(self, namespace: str, name: str) -> bool:
+        """Whether we, or who led before, made it a moment ago; somebody else may have taken that name."""
+        try:
+            pod = await self._api.get(PODS.path(namespace, name))
+        except NotFound:
+            return False
+        return (pod["metadata"].get("labels") or {}).get(TASK_LABEL) == TASK_SNAPSHOT
 
     def _intent(self, pod: Mapping[str, Any], namespace: str) -> Intent | None:
         """None where none may be taken (any more)."""
@@ -116,9 +126,9 @@ class SnapshotTaker:
         reason = _TAKEN if taking.worked else _NOT_TAKEN
         try:
             await self._events.say(about, reason, taking.news, is_warning=not taking.worked)
-        except AdapterError as error:
-            if error.code != _FORBIDDEN:  # its namespace is ending: nobody is left to tell
-                raise
+        except AdapterError as error:  # its namespace is ending, say: what one cannot be told must not hinder others
+            fields = {"pod": f"{taking.namespace}/{taking.name}", "code": error.code, "why": error.why}
+            logger.warning("nobody was told of a snapshot", extra={"fields": fields})
 
     async def _delete(self, taking: Taking) -> None:
         try:

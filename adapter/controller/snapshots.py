@@ -67,7 +67,14 @@ class Taking:
                 size, seconds = format_size(int(said["bytes"])), format_duration(float(said["seconds"]))
                 return f"Took the snapshot {self.snapshot} on {self.wanted_on}: {size} in {seconds}."
             reason = f"{said['reason']} [{said['code']}]"
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # a function may have said it
             reason = self.message.strip() or "its pod said nothing"
         if self.worked:
             return f"Took the snapshot {self.snapshot} on {self.wanted_on}."

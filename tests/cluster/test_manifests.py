@@ -261,10 +261,18 @@ HOST_FOLDER = {"name": "n", "hostPath": {"path": "/var/lib/kubelet"}}
         ({"spec": {"hostNetwork": True}}, "in a namespace of the node"),
         ({"spec": {"hostPID": True}}, "in a namespace of the node"),
         ({"spec": {"volumes": [{"name": "s", "secret": {"secretName": "s"}}]}}, "a secret, a token, or a folder"),
-        ({"spec": {"volumes": [HOST_FOLDER]}}, "a folder of the node that is not ours"),
+        ({"spec": {"volumes": [HOST_FOLDER]}}, "a folder of the node that is neither"),
         (
             {"container": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},
             "is a secret",
+        ),
+        (
+            {"spec": {"volumes": [{"name": "x", "hostPath": {"path": "/var/lib/gpufn/criu"}}]}},
+            "CRIU could be written to",
+        ),
+        (
+            {"spec": {"volumes": [{"name": "x", "hostPath": {"path": "/var/lib/gpufn/snapshots/a/f.another"}}]}},
+            "folder",
         ),
         ({"container": {"envFrom": [{"secretRef": {"name": "s"}}]}}, "is a secret"),
         ({"container": {"securityContext": {"privileged": True}}}, "more rights than CHECKPOINT_RESTORE"),
@@ -281,6 +289,54 @@ def test_the_controller_makes_no_pod_that_could_do_more(installed, opted_in, cha
     )
 
 
+def somebodys(namespace: str, **container: Any) -> dict[str, Any]:
+    """A pod as the webhook leaves it, made by a user."""
+    metadata = {"name": "somebodys", "namespace": namespace, "labels": {FUNCTION_LABEL: "f"}}
+    place = f"/var/lib/gpufn/snapshots/t/f.{namespace}"
+    rights = {
+        "capabilities": {"add": ["CHECKPOINT_RESTORE"], "drop": ["ALL"]},
+        "seccompProfile": {"type": "Localhost", "localhostProfile": "gpufn.json"},
+    }
+    mounts = [
+        {"name": "gpufn-snapshots", "mountPath": place},
+        {"name": "gpufn-criu", "mountPath": "/c", "readOnly": True},
+    ]
+    spec = {
+        "containers": [{"name": "f", "image": "f", "securityContext": rights, "volumeMounts": mounts, **container}],
+        "volumes": [
+            {"name": "gpufn-snapshots", "hostPath": {"path": place}},
+            {"name": "gpufn-criu", "hostPath": {"path": "/var/lib/gpufn/criu"}},
+        ],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def test_where_snapshots_are_kept_pods_may_have_what_that_needs(installed, opted_in):
+    make(installed, somebodys(opted_in))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"metadata": {"labels": {"gpufn.dev/task": "snapshot"}}}, "is for the pods that gpufn's controller makes"),
+        ({"spec": {"hostPID": True}}, "in a namespace of the node"),
+        ({"spec": {"volumes": [HOST_FOLDER]}, "container": {"volumeMounts": []}}, "a folder of the node"),
+        ({"volume": {"hostPath": {"path": "/var/lib/gpufn/snapshots/t/f.another"}}}, "a folder of the node"),
+        ({"container": {"volumeMounts": [{"name": "gpufn-criu", "mountPath": "/c"}]}}, "a folder of the node"),
+        ({"container": {"securityContext": {"privileged": True}}}, "is privileged"),
+        ({"container": {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}}, "beyond those"),
+        ({"container": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}}, "no system-call profile"),
+    ],
+)
+def test_and_nothing_that_would_be_more(installed, opted_in, change, why):
+    pod = somebodys(opted_in)
+    pod["metadata"] |= change.get("metadata", {})
+    pod["spec"] |= change.get("spec", {})
+    pod["spec"]["containers"][0] |= change.get("container", {})
+    pod["spec"]["volumes"][0] |= change.get("volume", {})
+    assert why in refused(installed, "create", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
+
+
 def test_the_controller_makes_no_pod_where_nobody_opted_in(installed):
     said = refused(
         installed,
@@ -294,10 +350,10 @@ def test_the_controller_makes_no_pod_where_nobody_opted_in(installed):
 
 
 def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
-    pod = wanted(opted_in)
-    for name, labels in (("somebodys", {}), ("its-own", pod["metadata"]["labels"])):
-        pod["metadata"] |= {"name": name, "labels": labels}
-        installed.apply([pod])
+    own = wanted(opted_in)
+    own["metadata"]["name"] = "its-own"
+    installed.kubectl("create", "--filename=-", f"--as={CONTROLLER}", stdin=json.dumps(own))
+    installed.apply([somebodys(opted_in)])
     assert "has no label gpufn.dev/task=snapshot" in refused(
         installed, "--namespace", opted_in, "delete", "pod", "somebodys", f"--as={CONTROLLER}"
     )

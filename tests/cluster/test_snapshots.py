@@ -30,12 +30,14 @@ def place(control_plane, repository):
     name = f"test-{uuid.uuid4().hex[:8]}"
     control_plane.kubectl("create", "namespace", name)
     control_plane.kubectl("label", "namespace", name, "gpufn.dev/snapshots=enabled")
+    control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
     control_plane.kubectl("delete", "gpunode", NODE, "--ignore-not-found")
+    control_plane.kubectl("delete", "node", NODE)
 
 
-def function_pod(name, namespace, **annotations):
+def function_pod(name, namespace, node=NODE, **annotations):
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -45,7 +47,7 @@ def function_pod(name, namespace, **annotations):
             "labels": {"gpufn.dev/function": "embed"},
             "annotations": {"gpufn.dev/snapshot": "on", **annotations},
         },
-        "spec": {"containers": [{"name": "fn", "image": "embed", "env": [{"name": "A", "value": "1"}]}]},
+        "spec": {"nodeName": node, "containers": [{"name": "fn", "image": "embed"}]},
     }
 
 
@@ -171,5 +173,17 @@ def test_where_such_pods_are_not_allowed_the_function_is_told_why(control_plane,
             assert "not allowed there" in told["SnapshotNotTaken"]
             assert "PodSecurity" in told["SnapshotNotTaken"]
             assert await taken_in(api, place) == []
+
+    asyncio.run(scene())
+
+
+def test_an_agent_has_none_taken_of_what_runs_elsewhere(control_plane, place):
+    async def scene():
+        async with taking(control_plane) as api:
+            await api.create(PODS.path(place), function_pod("another", place, node="node-b"))
+            await api.create(PODS.path(place), function_pod("embed-1", place))
+            await say_due(api, (place, "another"), (place, "embed-1"))
+            (pod,) = await until(lambda: taken_in(api, place))
+            assert pod["metadata"]["annotations"]["gpufn.dev/for-pod"] == "embed-1"
 
     asyncio.run(scene())

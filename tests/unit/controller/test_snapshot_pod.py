@@ -31,8 +31,9 @@ POD = {
             {"name": "token", "projected": {"sources": []}},
             {"name": "secret", "secret": {"secretName": "key"}},
             {"name": "tmp", "emptyDir": {}},
-            {"name": "snapshots", "hostPath": {"path": "/var/lib/gpufn/snapshots/team-a/embed.team-a"}},
-            {"name": "etc", "hostPath": {"path": "/var/lib/gpufn-of-others"}},
+            {"name": "gpufn-snapshots", "hostPath": {"path": "/var/lib/gpufn/snapshots/team-a/embed.team-a"}},
+            {"name": "gpufn-criu", "hostPath": {"path": "/var/lib/gpufn/criu"}},
+            {"name": "theirs", "hostPath": {"path": "/var/lib/gpufn/snapshots/team-b/chat.team-b"}},
         ],
         "containers": [
             {"name": "queue-proxy", "image": "queue"},
@@ -48,7 +49,10 @@ POD = {
                 ],
                 "envFrom": [{"secretRef": {"name": "key"}}, {"configMapRef": {"name": "settings"}}],
                 "resources": {"limits": {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu": "1"}},
-                "volumeMounts": [{"name": name, "mountPath": f"/{name}"} for name in ("token", "secret", "snapshots")],
+                "volumeMounts": [
+                    {"name": name, "mountPath": f"/{name}"}
+                    for name in ("token", "secret", "gpufn-snapshots", "gpufn-criu")
+                ],
                 "securityContext": {"allowPrivilegeEscalation": False, "privileged": True, "runAsGroup": 5},
             },
         ],
@@ -71,8 +75,11 @@ def test_it_runs_the_image_as_the_function_does(made):
 
 def test_it_has_no_secret_no_token_and_no_foreign_folder(made):
     (container,) = made["spec"]["containers"]
-    assert [volume["name"] for volume in made["spec"]["volumes"]] == ["tmp", "snapshots"]
-    assert [mount["name"] for mount in container["volumeMounts"]] == ["snapshots"]
+    assert [volume["name"] for volume in made["spec"]["volumes"]] == ["tmp", "gpufn-snapshots", "gpufn-criu"]
+    assert container["volumeMounts"] == [
+        {"name": "gpufn-snapshots", "mountPath": "/gpufn-snapshots"},
+        {"name": "gpufn-criu", "mountPath": "/gpufn-criu", "readOnly": True},
+    ]
     assert [item["name"] for item in container["env"]][:2] == ["A", "NODE"]
     assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}]
     assert made["spec"]["automountServiceAccountToken"] is False

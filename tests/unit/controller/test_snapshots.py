@@ -95,11 +95,19 @@ def test_a_snapshot_that_was_taken_says_how_large_it_is():
     assert found.ended_at_s - found.began_at_s == 60
 
 
+def test_a_function_that_writes_the_message_itself_is_believed_nothing_and_harms_nobody():
+    found = taking_of(
+        pod("Succeeded", {"finishedAt": "2026-01-01T00:01:00Z", "message": '{"bytes":1e999,"seconds":1}'})
+    )
+    assert found.news == "Took the snapshot team-a/embed.team-a on node-1."
+
+
 @pytest.mark.parametrize(
     ("message", "why"),
     [
         (json.dumps({"state": "failed", "code": "criu-missing", "reason": "No CRIU."}), "No CRIU. [criu-missing]"),
         ("Traceback", "Traceback"),
+        ('{"reason": ' + "[" * 100_000, "[" * 100_000),
         ("", "OOMKilled"),
     ],
 )
