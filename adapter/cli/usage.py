@@ -19,7 +19,7 @@ from adapter.cli.period import period
 from adapter.cli.scope import Scope, scope_options
 from adapter.cli.state import state_folder, state_option
 from adapter.errors import ConfigError
-from adapter.policy.pricing import PricePlan
+from adapter.policy.pricing import DEFAULT_CLASS, PricePlan
 from adapter.policy.report import GROUP_ALIASES, GROUPS, ReportRow, report, unit_of
 from adapter.records import LeaseInterval, LeasePhase
 
@@ -103,7 +103,8 @@ def report_command(
         note(f"{chosen}{f'; prices: {prices}' if prices else ''}")
     unpriced = sorted({interval.price_class for interval in intervals} - set(plan.classes))
     if prices and unpriced:
-        warn(f"{prices} has no price for {', '.join(unpriced)}: counted as nothing.")
+        instead = DEFAULT_CLASS if DEFAULT_CLASS in plan.classes else "nothing"
+        warn(f"{prices} has no price for {', '.join(unpriced)}: counted as {instead}.")
 
 
 @command.command("leases")

@@ -21,6 +21,8 @@ from adapter.errors import ConfigError
 from adapter.records import LeasePhase
 
 _DEFAULT_BILLED = frozenset({LeasePhase.RESTORING, LeasePhase.RUNNING, LeasePhase.IDLE, LeasePhase.DRAINING})
+DEFAULT_CLASS = "standard"
+"""Whoever writes a function names its class: one that the plan does not have must be no way to pay nothing."""
 _PLAN_KEYS = ("currency", "classes")
 _CLASS_KEYS = ("per_gpu_second", "per_replica_second", "billed")
 _MAX_DIGITS = 30
@@ -38,7 +40,7 @@ class PriceClass:
 
 @dataclass(frozen=True, slots=True)
 class PricePlan:
-    """Classes by name; one that is not named costs nothing."""
+    """Classes by name. One that is not named costs what `DEFAULT_CLASS` does, and without that one nothing."""
 
     currency: str = ""
     classes: Mapping[str, PriceClass] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class PricePlan:
 
     def rate(self, price_class: str, phase: LeasePhase, *, gpu: bool) -> Decimal:
         """Money for one second of a whole GPU, or of a replica without one, in `phase`."""
-        price = self.classes.get(price_class)
+        price = self.classes.get(price_class, self.classes.get(DEFAULT_CLASS))
         if price is None or phase not in price.billed:
             return Decimal(0)
         return price.per_gpu_second if gpu else price.per_replica_second

@@ -141,9 +141,13 @@ def test_leases_of_an_unknown_function_are_an_error(began_ns, capsys):
 
 
 def test_a_class_without_a_price_is_pointed_out(began_ns, tmp_path, capsys):
-    (tmp_path / "prices.yaml").write_text("classes: {standard: {per_replica_second: 1}}")
-    assert run(["usage", "report", "--for", "2h", "--prices", str(tmp_path / "prices.yaml")]) == 0
-    assert "no price for spot" in capsys.readouterr().err
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("classes: {standard: {per_replica_second: 1}}")
+    assert run(["usage", "report", "--for", "2h", "--prices", str(prices)]) == 0
+    assert "no price for spot: counted as standard." in capsys.readouterr().err
+    prices.write_text("classes: {other: {per_replica_second: 1}}")
+    assert run(["usage", "report", "--for", "2h", "--prices", str(prices)]) == 0
+    assert "spot, standard: counted as nothing." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,16 @@ def test_only_billed_phases_cost():
     assert unless_said == set(LeasePhase) - {LeasePhase.PARKED}
 
 
-def test_without_a_plan_or_a_class_everything_is_free():
+def test_without_a_plan_everything_is_free():
     assert cost(PricePlan()) == 0
-    assert cost(PricePlan.parse(PLAN, "prices.yaml"), price_class="unheard-of") == 0
+
+
+def test_whoever_names_a_class_that_the_plan_does_not_have_pays_the_standard_one():
+    plan = PricePlan.parse(PLAN, "prices.yaml")
+    assert cost(plan, price_class="unheard-of") == cost(plan, price_class="standard") > 0
+    assert cost(plan, price_class="unheard-of", phase=LeasePhase.RESTORING) == 0
+    without = PricePlan.parse({"classes": {"spot": PLAN["classes"]["spot"]}}, "prices.yaml")
+    assert cost(without, price_class="unheard-of") == 0
 
 
 @pytest.mark.parametrize(
