@@ -32,7 +32,7 @@ from adapter.ledger.store import Ledger
 from adapter.ledger.wire import read_batch
 from adapter.policy.activity import Activity, activity
 from adapter.policy.conservation import HOUR_NS, Conservation, conserve
-from adapter.records import LeaseInterval, LeasePhase
+from adapter.records import LeaseInterval
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ ROWS_LIMIT = 100_000
 """Of one answer. A longer range is asked for in parts, or as a summary."""
 _WRITERS = 4
 """Deliveries that are stored at once: more wait, as the database would make them."""
+_READERS = 2
+"""Answers that are made at once: what one may have in memory is bounded, and so is all of it."""
+_ACTIVITY_LIMIT_NS = 3 * 24 * HOUR_NS
+"""How far back: more than anybody looks."""
 _CAPACITY_LIMIT_NS = 31 * 24 * HOUR_NS
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -54,6 +58,7 @@ class LedgerService:
     ) -> None:
         self._ledger, self._callers, self._metrics, self._clock_ns = ledger, callers, metrics, clock_ns
         self._writing = asyncio.Semaphore(_WRITERS)
+        self._answering = asyncio.Semaphore(_READERS)
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_errors])
@@ -89,7 +94,8 @@ class LedgerService:
             caller = await self._caller(request)
             if not caller.reads:
                 raise _Denied("This account may not read.", f"The token is {caller.namespace}/{caller.account}'s.")
-            text = await asyncio.to_thread(lambda: json.dumps(answer(request.query)))
+            async with self._answering:
+                text = await asyncio.to_thread(lambda: json.dumps(answer(request.query)))
             return web.Response(text=text, content_type="application/json")
 
         return handle
@@ -121,10 +127,11 @@ class LedgerService:
         return {"starts": [record.to_json() for record in found]}
 
     def _activity(self, query: Mapping[str, str]) -> object:
-        since_ns = _number(query, "since_ns")
-        running = self._ledger.intervals(since_ns, self._clock_ns() + HOUR_NS, phase=LeasePhase.RUNNING)
-        starts = self._ledger.starts(limit=ROWS_LIMIT, since_ns=since_ns)
-        return {"functions": [activity_json(each) for each in activity(running, starts)]}
+        now_ns = self._clock_ns()
+        since_ns = max(_number(query, "since_ns"), now_ns - _ACTIVITY_LIMIT_NS)
+        runs = self._ledger.runs(since_ns, now_ns + HOUR_NS)
+        starts = self._ledger.each_start(limit=ROWS_LIMIT, since_ns=since_ns)
+        return {"functions": [activity_json(each) for each in activity(runs, starts)]}
 
     def _capacity(self, query: Mapping[str, str]) -> object:
         start_ns, end_ns = _range(query)

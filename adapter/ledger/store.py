@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.errors import LedgerError
 from adapter.ledger.schema import DEVICES, LEASES, STARTS, migrate
+from adapter.policy.activity import Run
 from adapter.policy.leases import CPU_DEVICE
 from adapter.records import DeviceInterval, LeaseInterval, LeasePhase, StartRecord
 
@@ -37,6 +38,8 @@ _WAL_SWITCH_S = 5.0
 
 _COLUMNS = tuple(column.name for column in LEASES.columns)
 _READS = {"reads": True}
+_ROWS_AT_ONCE = 1000
+"""Of a read that is streamed: so many are in memory."""
 
 
 def ledger_url(state: Path) -> str:
@@ -117,13 +120,21 @@ class Ledger:
         self, function: str | None = None, namespace: str | None = None, limit: int | None = 100, since_ns: int = 0
     ) -> list[StartRecord]:
         """Newest first, `limit` at most."""
+        return list(self.each_start(function, namespace, limit, since_ns))
+
+    def each_start(
+        self, function: str | None = None, namespace: str | None = None, limit: int | None = None, since_ns: int = 0
+    ) -> Iterator[StartRecord]:
+        """As `starts`; few are in memory at once."""
         query = sa.select(STARTS.c.record).where(STARTS.c.started_at_ns >= since_ns)
         for column, value in ((STARTS.c.function, function), (STARTS.c.namespace, namespace)):
             query = query if value is None else query.where(column == value)
         query = query.order_by(STARTS.c.started_at_ns.desc(), STARTS.c.replica).limit(limit)
-        with self._read() as connection:
-            texts = connection.execute(query).scalars().all()
-        return [record for record in map(_start_record, texts) if record is not None]
+        query = query.execution_options(yield_per=_ROWS_AT_ONCE)
+        with self._read() as connection, connection.execute(query) as rows:
+            for text in rows.scalars():
+                if (record := _start_record(text)) is not None:
+                    yield record
 
     def intervals(
         self,
@@ -151,6 +162,19 @@ class Ledger:
         with self._read() as connection:
             rows = connection.execute(query).all()
         return [LeaseInterval(**{**row._mapping, "phase": LeasePhase(row.phase)}) for row in rows]  # noqa: SLF001
+
+    def runs(self, start_ns: int, end_ns: int) -> Iterator[Run]:
+        """When replicas ran in ``[start_ns, end_ns)``, in order of their start; few are in memory at once."""
+        columns = (LEASES.c.namespace, LEASES.c.function, LEASES.c.started_at_ns, LEASES.c.ended_at_ns)
+        query = sa.select(*columns).where(
+            LEASES.c.phase == LeasePhase.RUNNING.value,
+            LEASES.c.ended_at_ns > start_ns,
+            LEASES.c.started_at_ns < end_ns,
+        )
+        query = query.order_by(LEASES.c.started_at_ns, LEASES.c.id).execution_options(yield_per=_ROWS_AT_ONCE)
+        with self._read() as connection, connection.execute(query) as rows:
+            for row in rows:
+                yield Run(*row)
 
     def summary(self, start_ns: int, end_ns: int) -> list[LeaseInterval]:
         """The time held in ``[start_ns, end_ns)`` in few rows: of each replica and phase one interval without an

@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from adapter.records import LeaseInterval, LeasePhase, Rung, StartRecord
+from adapter.records import Rung, StartRecord
 
 RESOLUTION_NS = 10 * 10**9
 """A heartbeat."""
 _WAKES = 50
 """Of each rung, the newest: what a wake costs now."""
+
+
+class Run(NamedTuple):
+    """A replica of a function had a request; nanoseconds since the epoch."""
+
+    namespace: str
+    function: str
+    started_at_ns: int
+    ended_at_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +46,18 @@ class Activity:
 
 
 def activity(
-    intervals: Iterable[LeaseInterval], starts: Iterable[StartRecord], *, resolution_ns: int = RESOLUTION_NS
+    runs: Iterable[Run], starts: Iterable[StartRecord], *, resolution_ns: int = RESOLUTION_NS
 ) -> list[Activity]:
-    """Of every function that either tells of, in order of their names. `starts` come newest first."""
+    """Of every function that either tells of, in order of their names. `runs` come in order of their start and may be
+    very many: only what is apart is kept. `starts` come newest first."""
     busy: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     wakes: dict[tuple[str, str], dict[Rung, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for interval in intervals:
-        if interval.phase is LeasePhase.RUNNING:
-            busy[interval.namespace, interval.function].append((interval.started_at_ns, interval.ended_at_ns))
+    for namespace, function, start_ns, end_ns in runs:
+        spans = busy[namespace, function]
+        if spans and start_ns - spans[-1][1] <= resolution_ns:
+            spans[-1] = spans[-1][0], max(end_ns, spans[-1][1])
+        else:
+            spans.append((start_ns, end_ns))
     for record in starts:
         seconds = wakes[record.namespace, record.function][record.rung]
         if not record.error and len(seconds) < _WAKES:
@@ -52,18 +66,8 @@ def activity(
         Activity(
             function=function,
             namespace=namespace,
-            busy=_merged(busy.get((namespace, function), []), resolution_ns),
+            busy=tuple(busy.get((namespace, function), ())),
             wakes_s={rung: tuple(of) for rung, of in wakes.get((namespace, function), {}).items() if of},
         )
         for namespace, function in sorted(busy.keys() | wakes.keys())
     ]
-
-
-def _merged(intervals: list[tuple[int, int]], resolution_ns: int) -> tuple[tuple[int, int], ...]:
-    found: list[tuple[int, int]] = []
-    for start_ns, end_ns in sorted(intervals):
-        if found and start_ns - found[-1][1] <= resolution_ns:
-            found[-1] = found[-1][0], max(end_ns, found[-1][1])
-        else:
-            found.append((start_ns, end_ns))
-    return tuple(found)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import tracemalloc
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 
@@ -19,6 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from adapter.errors import LedgerError
 from adapter.ledger import schema
 from adapter.ledger.store import Ledger
+from adapter.policy.activity import Run
 from adapter.policy.pricing import PriceClass, PricePlan
 from adapter.policy.report import GROUPS, report
 from adapter.records import DeviceInterval, LeaseInterval, LeasePhase, Phase, PhaseName, Rung, SkippedRung, StartRecord
@@ -271,3 +274,21 @@ def test_intervals_can_be_narrowed(ledger):
     assert ledger.intervals(*ALWAYS, phase=LeasePhase.RUNNING) == [facts[2]]
     assert ledger.intervals(*ALWAYS, on_gpus=True) == facts[:3]
     assert ledger.intervals(*ALWAYS, limit=2) == facts[:2]
+
+
+def test_runs_are_told_without_having_all_of_them_in_memory(ledger):
+    ledger.add_intervals([interval(n, phase=LeasePhase.RUNNING) for n in range(6000)])
+    ledger.add_intervals([interval(6000)])
+
+    def peak_of(read):
+        tracemalloc.start()
+        number = read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert number == 6000
+        return peak
+
+    with closing(ledger.runs(*ALWAYS)) as runs:
+        assert next(runs) == Run("openfaas-fn", "embed", interval(0).started_at_ns, interval(0).ended_at_ns)
+    streamed = peak_of(lambda: sum(1 for _ in ledger.runs(*ALWAYS)))
+    assert streamed < peak_of(lambda: len(list(ledger.runs(*ALWAYS)))) / 3

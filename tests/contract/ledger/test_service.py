@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -296,6 +297,34 @@ def test_activity_is_when_a_function_was_busy_and_how_long_its_wakes_took(servic
     assert found.busy == ((runs[0].started_at_ns, runs[1].ended_at_ns), (runs[2].started_at_ns, runs[2].ended_at_ns))
     assert found.last_busy_end_ns == runs[2].ended_at_ns
     assert found.wakes_s == {Rung.RESTORE: (0.25,)}
+
+
+def test_activity_of_longer_ago_than_anybody_needs_is_not_read(service):
+    old_ns, new_ns = (NOW_NS - days * 86400 * SECOND_NS for days in (4, 2))
+    old, new = (lease(at, started_at_ns=at, ended_at_ns=at + SECOND_NS) for at in (old_ns, new_ns))
+    service.deliver(old, new, start(started_at_ns=old.started_at_ns))
+    [found] = RemoteLedger(service.get).activity(0)
+    assert found.busy == ((new.started_at_ns, new.ended_at_ns),)
+    assert found.wakes_s == {}
+
+
+def test_no_more_than_two_read_at_once(service, monkeypatch):
+    entered, most, go = [], [], threading.Event()
+
+    def starts(*_, **__):
+        entered.append(1)
+        most.append(len(entered))
+        if len(most) == 2:
+            go.set()
+        assert go.wait(30)
+        entered.pop()
+        return []
+
+    monkeypatch.setattr(service.ledger, "starts", starts)
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(service.ask, ["/v1/starts"] * 5))
+    assert [status for status, _ in answers] == [200] * 5
+    assert max(most) == 2
 
 
 def test_capacity_says_where_each_devices_hour_went(service):

@@ -7,8 +7,8 @@ from hypothesis import given, strategies as st
 
 from adapter.errors import Unavailable
 from adapter.knative.traffic import LedgerTraffic, joined
-from adapter.policy.activity import Activity, activity
-from adapter.records import LeaseInterval, LeasePhase, Rung
+from adapter.policy.activity import Activity, Run, activity
+from adapter.records import Rung
 
 S = 10**9
 
@@ -103,15 +103,9 @@ TIMES = st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 60)), max_size=2
 
 @given(TIMES, st.lists(st.integers(0, 2000), min_size=1, max_size=4))
 def test_in_pieces_or_at_once_the_same_is_known(times, cuts):
-    intervals = [
-        LeaseInterval(
-            id=str(n), function="f", namespace="ns", revision="1", replica="r", tenant="t", price_class="standard",
-            device="d", share=1.0, phase=LeasePhase.RUNNING, started_at_ns=begin * S, ended_at_ns=(begin + length) * S,
-        )
-        for n, (begin, length) in enumerate(times)
-    ]  # fmt: skip
+    runs = [Run("ns", "f", begin * S, (begin + length) * S) for begin, length in sorted(times)]
     known, told_s = None, 0
     for now_s in [*sorted(cuts), 3000]:  # each answer has what ended since a while before the one before it
-        piece = activity([i for i in intervals if (told_s - 100) * S < i.ended_at_ns <= now_s * S], [])
+        piece = activity([run for run in runs if (told_s - 100) * S < run.ended_at_ns <= now_s * S], [])
         known, told_s = (joined(known, piece[0]) if piece else known), now_s
-    assert ([known] if known else []) == activity(intervals, [])
+    assert ([known] if known else []) == activity(runs, [])
