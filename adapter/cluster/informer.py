@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from adapter.cluster.api import GONE, Api
+from adapter.cluster.api import GONE, PAGE_ITEMS, Api
 from adapter.cluster.backoff import a_little_less, pause_s
 from adapter.errors import AdapterError, Unavailable
 
@@ -74,6 +74,7 @@ class Informer(Generic[T]):
         *,
         label_selector: str = "",
         field_selector: str = "",
+        page_items: int = PAGE_ITEMS,
         optional: bool = False,
         rhythm: Rhythm = USUAL,
     ) -> None:
@@ -84,6 +85,7 @@ class Informer(Generic[T]):
         self.lists = self.failures = 0
         self._api, self._project = api, project
         self._label_selector, self._field_selector = label_selector, field_selector
+        self._page_items = page_items
         self._optional, self._rhythm = optional, rhythm
         self._handlers: list[Handler[T]] = []
         self._values: dict[str, T] = {}
@@ -161,7 +163,11 @@ class Informer(Generic[T]):
             return None if made is None else (key_of(value), made)
 
         listing = await self._api.list(
-            self.path, keyed, label_selector=self._label_selector, field_selector=self._field_selector
+            self.path,
+            keyed,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+            page_items=self._page_items,
         )
         self.lists += 1
         self._take(dict(listing.items))

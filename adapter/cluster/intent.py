@@ -47,6 +47,10 @@ _SIDECARS = frozenset(
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _KNATIVE_CONTAINER = "user-container"
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_SPEC_READ = ("schedulerName", "nodeSelector", "tolerations", "overhead", "resources")
+_CONTAINER_READ = ("name", "resources", "restartPolicy")
+
 _OTHERS_SCHEDULER = ("hami.io/", "kai.scheduler/", "volcano.sh/", "scheduling.k8s.io/group-name", "kueue.x-k8s.io/")
 """Starts of annotations and labels by which another scheduler takes a pod as its own."""
 _OTHERS_FRACTION = frozenset({"gpu-fraction", "gpu-memory"})
@@ -135,6 +139,30 @@ def read_intent(
         hints_only=_is_others(pod, labels, annotations, limits),
         notes=(*notes, *_without_effect(spec, ours, labels)),
     )
+
+
+def trimmed(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The pod with its names, and with no more than what `read_intent` looks at: of all the rest users may write a lot."""
+    metadata, spec = _object(pod, "metadata"), _object(pod, "spec")
+    kept = {key: metadata[key] for key in ("namespace", "name", "uid", "labels", "annotations") if key in metadata}
+    if isinstance(annotations := kept.get("annotations"), Mapping):
+        kept["annotations"] = {name: _trimmed_text(name, text) for name, text in annotations.items()}
+    asked = {key: spec[key] for key in _SPEC_READ if key in spec}
+    for key in ("containers", "initContainers"):
+        if isinstance(found := spec.get(key), list):
+            asked[key] = [_only(each, _CONTAINER_READ) for each in found]
+    required = _only(_object(_object(spec, "affinity"), "nodeAffinity"), (_REQUIRED,))
+    return {"metadata": kept, "spec": {**asked, "affinity": {"nodeAffinity": required}}}
+
+
+def _trimmed_text(annotation: str, text: object) -> object:
+    """Of others' annotations only their names say something."""
+    is_read = _is_users(annotation) or annotation == _DEFAULT_CONTAINER or not isinstance(text, str)
+    return text if is_read else ""
+
+
+def _only(value: Any, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value[key] for key in keys if key in value} if isinstance(value, Mapping) else {}
 
 
 def policy_of(
@@ -335,9 +363,7 @@ def _need(pod: Mapping[str, Any], spec: FunctionSpec, limits: Mapping[str, str])
 def _terms(pod: Mapping[str, Any]) -> NodeTerms:
     """What the pod itself asks of nodes: its selector, its required affinity, its tolerations."""
     spec = _object(pod, "spec")
-    required = _object(
-        _object(_object(spec, "affinity"), "nodeAffinity"), "requiredDuringSchedulingIgnoredDuringExecution"
-    )
+    required = _object(_object(_object(spec, "affinity"), "nodeAffinity"), _REQUIRED)
     return NodeTerms(
         all_of=tuple(
             Requirement(key, "In", (str(value),)) for key, value in sorted(_object(spec, "nodeSelector").items())

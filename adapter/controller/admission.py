@@ -131,16 +131,16 @@ class Admission:
         if review.operation != "CREATE":
             return Answer(review.uid, "untouched")
         namespace = review.namespace
-        intent = read_intent(
-            review.object, namespace=namespace, namespace_labels=self._view.namespaces.get(namespace) or {}
-        )
+        labels = self._view.namespaces.get(namespace)
+        intent = read_intent(review.object, namespace=namespace, namespace_labels=labels or {})
         if intent is None:
             return Answer(review.uid, "untouched")
         nodes = self._view.inventory()
         verdicts = place(intent.need, nodes, self._recent.mix)
         now_ns = self._clock_ns()
         patch = patch_pod(review.object, intent, verdicts, self._facts(intent, verdicts, nodes, now_ns))
-        if patch.operations and not review.is_dry_run:
+        is_known = labels is not None  # whoever reaches our port can make names up
+        if patch.operations and not review.is_dry_run and is_known:
             self._recent.add(intent.need)
             self._promise(intent, verdicts, mark_of(namespace, str(now_ns)))
         return _answer(review, patch)

@@ -17,6 +17,7 @@ from typing import Any
 
 from adapter.cluster.api import Api
 from adapter.cluster.informer import USUAL, Informer, Rhythm
+from adapter.cluster.intent import trimmed
 from adapter.cluster.inventory import Amounts, holder, label_values, pod_requests, read_node
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import GPU_NODES, NAMESPACES, NODES, PODS, RUNTIME_CLASSES
@@ -31,6 +32,8 @@ from adapter.keys import (
 )
 from adapter.policy.placement import Node
 
+_PODS_AT_ONCE = 50
+"""Of a list: a pod may have more than a megabyte."""
 _HOSTNAME = "kubernetes.io/hostname"
 _FUNCTION_LABELS = frozenset({KNATIVE_REVISION_LABEL, OPENFAAS_LABEL, FUNCTION_LABEL})
 
@@ -80,6 +83,7 @@ class ClusterView:
             PODS.path(),
             _PodReader(),
             field_selector="status.phase!=Succeeded,status.phase!=Failed",
+            page_items=_PODS_AT_ONCE,
             rhythm=rhythm,
         )
         self.namespaces: Informer[Mapping[str, str]] = Informer(api, NAMESPACES.path(), _labels, rhythm=rhythm)
@@ -220,7 +224,7 @@ class _PodReader:
         is_ours = admitted or not _FUNCTION_LABELS.isdisjoint(object_in(metadata, "labels"))
         if is_ours and not object_in(pod, "spec").get("nodeName") and not metadata.get("deletionTimestamp"):
             promised = _first_preferred(metadata) if mark else ""
-            return PodFacts("", self._one(_requests(pod)), mark, _trimmed(pod), promised)
+            return PodFacts("", self._one(_requests(pod)), mark, trimmed(pod), promised)
         return None
 
     def _one(self, amounts: Amounts) -> Amounts:
@@ -240,11 +244,6 @@ def _first_preferred(metadata: Mapping[str, Any]) -> str:
         return str(json.loads(object_in(metadata, "annotations").get(PLACEMENT_ANNOTATION) or "{}")["prefer"][0][0])
     except (ValueError, TypeError, LookupError, RecursionError):
         return ""
-
-
-def _trimmed(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    metadata = {key: value for key, value in pod["metadata"].items() if key not in {"managedFields", "resourceVersion"}}
-    return {"metadata": metadata, "spec": pod["spec"]}
 
 
 def _read_node(node: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 TTL_S = 30.0
+PER_NAMESPACE = 200
+"""A namespace's pods that are refused later, by a quota say, must not look like a full cluster to all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Reservations:
         self._ttl_s, self._clock = ttl_s, clock
         self._by_mark: dict[str, Reservation] = {}
         """In the order of their ends."""
+        self._number: Counter[str] = Counter()
+        """By namespace."""
 
     def __len__(self) -> int:
         return len(self._by_mark)
@@ -36,13 +40,24 @@ class Reservations:
         return mark in self._by_mark
 
     def add(self, mark: str, node: str, amounts: Mapping[str, int]) -> None:
+        """`mark`: ``namespace/…``. Where the namespace has `PER_NAMESPACE` already, nothing is promised."""
         self.drop(mark)
+        namespace = _namespace(mark)
+        if self._number[namespace] >= PER_NAMESPACE:
+            return
+        self._number[namespace] += 1
         self._by_mark[mark] = Reservation(node, amounts, self._clock() + self._ttl_s)
 
     def drop(self, mark: str) -> str:
         """The node that it was for; empty where nothing was promised."""
         found = self._by_mark.pop(mark, None)
-        return found.node if found else ""
+        if found is None:
+            return ""
+        namespace = _namespace(mark)
+        self._number[namespace] -= 1
+        if not self._number[namespace]:
+            del self._number[namespace]
+        return found.node
 
     def expire(self) -> set[str]:
         """Forget those whose time is over; the nodes they were for."""
@@ -51,8 +66,7 @@ class Reservations:
             mark, first = next(iter(self._by_mark.items()))
             if first.ends_at > now:
                 break
-            del self._by_mark[mark]
-            freed.add(first.node)
+            freed.add(self.drop(mark))
         return freed
 
     def on(self, node: str) -> Counter[str]:
@@ -62,3 +76,7 @@ class Reservations:
             if each.node == node:
                 total.update(each.amounts)
         return total
+
+
+def _namespace(mark: str) -> str:
+    return mark.partition("/")[0]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,39 @@ from adapter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-REVIEW_LIMIT_BYTES = 8 * 2**20
-"""The API server takes objects of 3 MB, and a review has two of them."""
+REVIEW_LIMIT_BYTES = 4 * 2**20
+"""The API server takes objects of 3 MB; etcd keeps none longer than 1.5 MiB, so two of them fit as well."""
+LARGE_BYTES = 64 * 2**10
+LARGE_REVIEWS = 8
+"""So many bodies longer than `LARGE_BYTES`, or of unknown length, are in memory at once. Anybody may send one: small
+ones, as nearly all are, do not wait for them."""
+_READ_LIMIT_S = 2.0
+"""The API server waits no longer."""
 _DRAIN_S = 5.0
 """From when we are told to stop until we do: the API server may not have heard yet that it should ask another."""
 
 
 def review_app(admission: Admission, metrics: AdmissionMetrics) -> web.Application:
     """``POST /pods`` and ``/services``."""
+    large = asyncio.Semaphore(LARGE_REVIEWS)
 
     def answering(kind: str, answer: Callable[[Review], Answer]) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
+            length = request.content_length
+            async with large if length is None or length > LARGE_BYTES else nullcontext():
+                return await reviewed(request)
+
+        async def reviewed(request: web.Request) -> web.Response:
             try:
-                body = await request.read()
+                body = await asyncio.wait_for(request.read(), _READ_LIMIT_S)
                 begun = time.perf_counter()
                 review = Review.parse(body)
             except web.HTTPRequestEntityTooLarge:
                 metrics.reviews.labels(kind, "unreadable", "too-large").inc()
                 raise
+            except asyncio.TimeoutError:
+                metrics.reviews.labels(kind, "unreadable", "too-slow").inc()
+                raise web.HTTPRequestTimeout from None
             except ConfigError as exc:
                 metrics.reviews.labels(kind, "unreadable", exc.code).inc()
                 return web.json_response(exc.to_json(), status=exc.http_status)

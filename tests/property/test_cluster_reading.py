@@ -4,7 +4,7 @@ import contextlib
 
 from hypothesis import given, strategies as st
 
-from adapter.cluster.intent import policy_of, read_intent
+from adapter.cluster.intent import policy_of, read_intent, trimmed
 from adapter.cluster.inventory import label_values, model_terms, read_node
 from adapter.errors import ConfigError
 from adapter.keys import DOMAIN
@@ -70,6 +70,18 @@ def _parts(inner):
             ) | inner,
         },
     )  # fmt: skip
+
+
+@given(_parts(JSON))
+def test_a_trimmed_pod_is_read_as_the_whole_one(pod):
+    def outcome(value):
+        try:
+            return read(value)
+        except ConfigError as exc:
+            return exc.to_json()
+
+    assert outcome(trimmed(pod)) == outcome(pod)
+    assert trimmed(trimmed(pod)) == trimmed(pod)
 
 
 @given(_parts(JSON))

@@ -98,6 +98,11 @@ def test_a_cluster_that_is_not_known_yet_lets_the_pod_pass():
     assert (answer.outcome, answer.code) == ("failed", "not-ready")
 
 
+def test_a_namespace_that_there_is_not_is_promised_nothing(view):
+    answer_to(view, function_pod(), namespace="made-up")
+    assert len(view.reservations) == 0
+
+
 def test_where_no_node_fits_the_pod_has_no_preference_and_promises_nothing():
     view = View(node("n1", gpus=1), namespace("team"))
     response = answer_to(view, function_pod(gpus=4))

@@ -202,3 +202,25 @@ def test_whatever_happens_to_pods_what_is_free_is_what_they_leave(changes):
                 assert next(each for each in view.inventory() if each.name == on).offers[0].used == held
 
     asyncio.run(scene())
+
+
+def test_pods_are_listed_few_at_a_time_because_they_may_be_large():
+    async def scene(server, view, now):
+        lists = [path for _, path in server.requests if path.startswith("/api/v1/pods?") and "watch" not in path]
+        assert lists
+        assert all("limit=50&" in f"{path}&" for path in lists)
+
+    play(scene)
+
+
+def test_of_a_pod_that_waits_only_what_is_looked_at_is_kept():
+    async def scene(server, view, now):
+        pod = function_pod("a", annotations={"gpufn.dev/models": "a100", "note": "x" * 1000})
+        pod["spec"]["containers"][0]["env"] = [{"name": "V", "value": "x" * 1000}]
+        await put(server, pod)
+        await until(lambda: view.pods.get("team/a"))
+        waiting = view.pods.get("team/a").waiting
+        assert len(json.dumps(waiting)) < 1000
+        assert waiting["metadata"]["annotations"]["gpufn.dev/models"] == "a100"
+
+    play(scene)

@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from adapter.controller.reservations import TTL_S, Reservations
+from adapter.controller.reservations import PER_NAMESPACE, TTL_S, Reservations
 
 
 def test_what_is_promised_counts_until_it_is_dropped_or_its_time_is_over():
@@ -40,3 +40,21 @@ def test_nothing_is_promised_for_longer_than_its_time_nor_twice(steps):
         assert {node: reservations.on(node)["gpu"] for node in ("n1", "n2")} == {
             node: alive.count(node) for node in ("n1", "n2")
         }
+
+
+def test_one_namespace_cannot_have_all_that_there_is():
+    now = [0.0]
+    reservations = Reservations(clock=lambda: now[0])
+    for number in range(PER_NAMESPACE + 5):
+        reservations.add(f"greedy/{number}", "n1", {"gpu": 1})
+    reservations.add("other/1", "n1", {"gpu": 1})
+    assert reservations.on("n1")["gpu"] == PER_NAMESPACE + 1
+    reservations.drop("greedy/0")
+    reservations.add("greedy/1", "n1", {"gpu": 1})
+    reservations.add("greedy/new", "n1", {"gpu": 1})
+    reservations.add("greedy/newer", "n1", {"gpu": 1})
+    assert reservations.on("n1")["gpu"] == PER_NAMESPACE + 1
+    now[0] = TTL_S
+    reservations.expire()
+    reservations.add("greedy/newer", "n1", {"gpu": 1})
+    assert reservations.on("n1")["gpu"] == 1

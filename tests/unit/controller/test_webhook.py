@@ -5,9 +5,10 @@ import json
 import aiohttp
 
 from adapter.cluster.serving import served
+from adapter.controller import webhook
 from adapter.controller.admission import Admission
 from adapter.controller.metrics import AdmissionMetrics, new_registry
-from adapter.controller.webhook import REVIEW_LIMIT_BYTES, review_app
+from adapter.controller.webhook import LARGE_BYTES, LARGE_REVIEWS, REVIEW_LIMIT_BYTES, review_app
 from tests.fakes.cluster_objects import View, function_pod, namespace, node
 
 VIEW = (node("n1"), namespace("team"))
@@ -21,7 +22,9 @@ def play(scene, view=None):
 
             async def ask(body, path="/pods", method="POST"):
                 async with session.request(
-                    method, f"http://127.0.0.1:{port}{path}", data=body and io.BytesIO(body)
+                    method,
+                    f"http://127.0.0.1:{port}{path}",
+                    data=io.BytesIO(body) if isinstance(body, bytes) and body else body,
                 ) as response:
                     return response.status, await response.text()
 
@@ -85,5 +88,36 @@ def test_nothing_else_is_served():
     async def scene(ask, counted):
         assert (await ask(b"", "/other"))[0] == 404
         assert (await ask(None, method="GET"))[0] == 405
+
+    play(scene)
+
+
+async def _never_ending():
+    yield b"{"
+    await asyncio.Event().wait()
+
+
+def test_large_bodies_are_read_a_few_at_a_time_and_small_ones_do_not_wait_for_them(monkeypatch):
+    monkeypatch.setattr(webhook, "_READ_LIMIT_S", 60)
+
+    async def scene(ask, counted):
+        slow = [asyncio.create_task(ask(_never_ending())) for _ in range(LARGE_REVIEWS)]
+        large = asyncio.create_task(ask(body_of(function_pod(annotations={"x": "y" * LARGE_BYTES}))))
+        for _ in range(20):
+            assert (await ask(body_of(function_pod())))[0] == 200
+        assert not large.done()
+        for each in slow:
+            each.cancel()
+        assert (await large)[0] == 200
+
+    play(scene)
+
+
+def test_who_sends_slowly_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(webhook, "_READ_LIMIT_S", 0.01)
+
+    async def scene(ask, counted):
+        assert (await ask(_never_ending()))[0] == 408
+        assert counted("unreadable", "too-slow") == 1
 
     play(scene)
