@@ -236,16 +236,20 @@ def test_an_image_that_nobody_has_is_told_to_callers_and_deployers(gateway):
 
 
 def test_no_gpu_for_it_is_told_while_it_waits(gateway):
-    answer = gateway.deploy("hungry", annotations={"gpufn.dev/gpu": "16", "gpufn.dev/start-timeout": "5s"})
+    answer = gateway.deploy("hungry", annotations={"gpufn.dev/gpu": "16", "gpufn.dev/start-timeout": "10s"})
     assert answer.status_code == 202, answer.text
+
+    def waits_for() -> str:
+        told = gateway.say("GET", f"/system/function/hungry?namespace={FUNCTIONS}").json()["annotations"]
+        return str(told.get("gpufn.dev/status", "")).removeprefix("waiting: no node takes it: ")
+
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(gateway.call, "hungry")
-        path = f"/system/function/hungry?namespace={FUNCTIONS}"
-        note = "Insufficient nvidia.com/gpu"
-        eventually(lambda: note in gateway.say("GET", path).json()["annotations"].get("gpufn.dev/status", ""))
+        eventually(lambda: "GPU" in waits_for())  # in the webhook's words
         code, text = call.result()
-    assert code in (503, 504)
-    assert note in text
+    error = json.loads(text)["error"]
+    assert (code, error["code"]) == (503, "no-node")
+    assert "GPU" in error["why"]
     gateway.remove("hungry")
 
 
@@ -255,7 +259,8 @@ def test_functions_stay_when_the_provider_is_removed(gateway):
     pods = gateway.pods("staying")
     where = f"--namespace={SYSTEM}"
     gateway.cluster.kubectl("scale", "deployment/gpufn-provider", "--replicas=0", where)
-    gateway.cluster.kubectl("wait", "pod", "--all", "--for=delete", "--timeout=120s", where)
+    provider = "--selector=app.kubernetes.io/component=provider"
+    gateway.cluster.kubectl("wait", "pod", provider, "--for=delete", "--timeout=120s", where)
     assert gateway.pods("staying") == pods
     address = gateway.cluster.get("service", "staying", f"--namespace={FUNCTIONS}")["spec"]["clusterIP"]
     assert requests.post(f"http://{address}:8080/", data=b"there", timeout=LIMIT_S).text == " there"
