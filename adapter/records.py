@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 VERSION = 1
+_COUNT_LIMIT = 2**63
 
 
 class Rung(str, Enum):
@@ -131,17 +132,40 @@ class StartRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StartRecord:
-        """Raises `ValueError` on a record of another version or with missing or wrong fields."""
+        """Raises `ValueError`, and nothing else, on a record of another version or with missing or wrong fields."""
         try:
             if data["version"] != VERSION:
                 raise ValueError(f"start record version {data['version']}, this gpufn reads {VERSION}")
             fields = dict(data)
             fields["rung"] = Rung(data["rung"])
-            fields["phases"] = tuple(Phase(PhaseName(p["name"]), p["start_ns"], p["end_ns"]) for p in data["phases"])
-            fields["skipped"] = tuple(SkippedRung(Rung(s["rung"]), s["code"], s["reason"]) for s in data["skipped"])
-            return cls(**fields)
-        except (KeyError, TypeError) as exc:
-            raise ValueError(f"not a start record: {exc!r}") from exc
+            fields["phases"] = tuple(
+                Phase(PhaseName(p["name"]), _count(p["start_ns"]), _count(p["end_ns"])) for p in data["phases"]
+            )
+            fields["skipped"] = tuple(
+                SkippedRung(Rung(s["rung"]), _text(s["code"]), _text(s["reason"])) for s in data["skipped"]
+            )
+            record = cls(**fields)
+            for text in (record.function, record.namespace, record.revision, record.replica, record.error):
+                _text(text)
+            for count in (record.started_at_ns, record.total_ns, record.held_requests):
+                _count(count)
+        except (KeyError, TypeError, RecursionError) as exc:
+            raise ValueError(f"not a start record: {type(exc).__name__}: {exc}") from exc
+        return record
+
+
+def _count(value: object) -> int:
+    """A whole number that every reader and every database can keep. Raises `ValueError`."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_LIMIT:
+        return value
+    raise ValueError("one of its numbers is none, or out of bounds")
+
+
+def _text(value: object) -> str:
+    """Raises `ValueError`."""
+    if isinstance(value, str):
+        return value
+    raise ValueError("one of its texts is none")
 
 
 class EventName(str, Enum):
@@ -182,11 +206,11 @@ class Event:
 
     @classmethod
     def from_line(cls, line: bytes) -> Event:
-        """Raises `ValueError` on anything that is no event."""
+        """Raises `ValueError`, and nothing else, on anything that is no event."""
         try:
             data = json.loads(line)
-            return cls(EventName(data.pop("event")), int(data.pop("at_ns")), data)
-        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            return cls(EventName(data.pop("event")), _count(data.pop("at_ns")), data)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
             raise ValueError(f"not an event: {line[:80]!r}") from exc
 
 

@@ -223,7 +223,7 @@ def event_in(line: bytes) -> Event | None:
         return None
     try:
         return Event.from_line(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 

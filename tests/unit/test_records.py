@@ -20,6 +20,13 @@ def test_json_form_is_stable():
     assert StartRecord.from_json(data) == RECORD
 
 
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -29,11 +36,30 @@ def test_json_form_is_stable():
         {"phases": 3},
         {"unknown": 1},
         {"skipped": [1]},
+        {"skipped": [{"rung": "resume", "code": 1, "reason": ""}]},
+        {"total_ns": "x"},
+        {"total_ns": True},
+        {"total_ns": 0.5},
+        {"started_at_ns": -1},
+        {"started_at_ns": 2**63},
+        {"started_at_ns": float("inf")},
+        {"held_requests": None},
+        {"replica": 7},
+        {"error": []},
+        {"phases": [{"name": "restore", "start_ns": 0, "end_ns": "1"}]},
+        {"phases": [{"name": "restore", "start_ns": -1, "end_ns": 1}]},
+        {"rung": deep(5_000)},
     ],
 )
 def test_a_foreign_record_is_refused(change):
     with pytest.raises(ValueError, match=r".+"):
         StartRecord.from_json({**RECORD.to_json(), **change})
+
+
+@pytest.mark.parametrize("data", [None, [], "record", 7])
+def test_what_is_no_object_is_no_record(data):
+    with pytest.raises(ValueError, match="not a start record"):
+        StartRecord.from_json(data)
 
 
 def test_a_record_without_a_field_is_refused():
@@ -64,8 +90,14 @@ def test_a_host_whose_clock_is_behind_adds_nothing():
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"[]", b"{}", b"\xff", b'{"event": "nap", "at_ns": 1}', b'{"event": "serving", "at_ns": null}', b"7"]
-)
+    "line",
+    [
+        b"", b"[]", b"{}", b"\xff", b'{"event": "nap", "at_ns": 1}', b'{"event": "serving", "at_ns": null}', b"7",
+        b'{"event": "serving", "at_ns": 1e999}', b'{"event": "serving", "at_ns": -1}', b'{"event": "serving", "at_ns": 1.5}',
+        b'{"event": "serving", "at_ns": 9223372036854775808}', b'{"event": "serving", "at_ns": 1' + b"0" * 9999 + b"}",
+        b'{"event": ' + b"[" * 100_000, b'{"event": "serving", "at_ns": 1, "x": ' + b'{"x":' * 100_000,
+    ],
+)  # fmt: skip
 def test_a_line_that_is_no_event_is_refused(line):
     with pytest.raises(ValueError, match="not an event"):
         Event.from_line(line)
