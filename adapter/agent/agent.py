@@ -10,7 +10,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ _PATIENCE_S = 30.0
 _HOUR_S = 3600
 _INVENTORY_S, _CACHE_S, _WRITE_S = 60.0, 30.0, 10.0
 _SCRAPES = 32
+_STARTS = 20
+"""Start records of one pod in a heartbeat, and of one pod that wait to be told."""
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
@@ -85,6 +89,8 @@ class Agent:
         self._told: dict[str, int] = {}
         """Of pods: the time of the event of the last start record that was put into the spool."""
         self._starts: list[tuple[str, int, StartRecord]] = []
+        self._starts_heard: Counter[str] = Counter()
+        """How many of each pod since the last heartbeat."""
         self._allocation = Allocation()
         self._allocated_at = time.monotonic()
         self._inventory = Inventory(why_not="Nobody has looked yet.")
@@ -160,8 +166,8 @@ class Agent:
         moment = now()
         for uid, pod in pods.items():
             self._seen_at_ns.setdefault(uid, moment.wall_ns)
-            if intents.get(uid) is not None:
-                self._hear(pod, intents[uid], events.get(uid, []))
+            with _alone(pod):
+                self._hear(pod, intents.get(uid), events.get(uid, []))
         self._move(pods, events, moment)
         models = {gpu.uuid: gpu.model for gpu in self.gpus()}
         known = {uid: intent for uid, intent in intents.items() if intent is not None}
@@ -188,11 +194,9 @@ class Agent:
         for uid, pod in pods.items():
             labels = self._namespaces.get(pod.namespace)
             if uid not in self._intents and labels is not None:
-                try:
+                self._intents[uid] = intent = None
+                with _alone(pod):
                     self._intents[uid] = intent = intent_of(pod, labels)
-                except Exception:  # boundary: one pod that nobody foresaw must not stop the meter of the others
-                    logger.exception("a pod cannot be read", extra={"fields": {"pod": f"{pod.namespace}/{pod.name}"}})
-                    self._intents[uid] = intent = None
                 if intent is not None and intent.snapshots:
                     self._make_folder(intent.need.snapshot)
         return {uid: self._intents[uid] for uid in pods if uid in self._intents}
@@ -207,18 +211,21 @@ class Agent:
     def _read_logs(self, pods: Mapping[str, Pod], intents: Mapping[str, Intent | None]) -> dict[str, list[Event]]:
         events = {}
         for uid, intent in intents.items():
-            if intent is None:
-                continue
-            pod = pods[uid]
-            name = _main(pod, intent)
-            container = pod.container(name)
-            if container is None or not container.started_at_ns:
-                continue
-            if uid not in self._logs:
-                folder = log_folder(pod.namespace, pod.name, uid, name, self._settings.pod_logs_dir)
-                self._logs[uid] = PodLog(folder)
-            events[uid] = self._logs[uid].read(container.restarts)
+            with _alone(pods[uid]):
+                if intent is not None and (found := self._read_log(pods[uid], intent)) is not None:
+                    events[uid] = found
         return events
+
+    def _read_log(self, pod: Pod, intent: Intent) -> list[Event] | None:
+        """None where its container has not run yet."""
+        name = _main(pod, intent)
+        container = pod.container(name)
+        if container is None or not container.started_at_ns:
+            return None
+        if pod.uid not in self._logs:
+            folder = log_folder(pod.namespace, pod.name, pod.uid, name, self._settings.pod_logs_dir)
+            self._logs[pod.uid] = PodLog(folder)
+        return self._logs[pod.uid].read(container.restarts)
 
     def _hear(self, pod: Pod, intent: Intent | None, events: list[Event]) -> None:
         """Start records of a pod's new events."""
@@ -237,10 +244,21 @@ class Agent:
             told_at_ns=max([told_at_ns, *queued]),
             is_first=not told_at_ns and not queued and container is not None and not container.restarts,
         )
-        self._starts += [(pod.uid, at_ns, record) for at_ns, record in found]
+        self._keep_starts(pod, found, waiting=len(queued))
         for event in events:
             if event.name is EventName.STARTED:
                 self._learn(pod, intent, event)
+
+    def _keep_starts(self, pod: Pod, found: list[tuple[int, StartRecord]], *, waiting: int) -> None:
+        """As many as one pod may have, so that none fills the spool with what it says of itself."""
+        room = max(0, _STARTS - max(waiting, self._starts_heard[pod.uid]))
+        kept = [(pod.uid, at_ns, record) for at_ns, record in found if starts.is_short(record)][:room]
+        self._starts += kept
+        self._starts_heard[pod.uid] += len(kept)
+        if dropped := len(found) - len(kept):
+            self._metrics.starts_dropped.inc(dropped)
+            fields = {"pod": f"{pod.namespace}/{pod.name}", "records": dropped}
+            logger.warning("start records are left out: too many, or too long", extra={"fields": fields})
 
     def _learn(self, pod: Pod, intent: Intent, event: Event) -> None:
         try:
@@ -252,13 +270,17 @@ class Agent:
     def _move(self, pods: Mapping[str, Pod], events: Mapping[str, list[Event]], moment: Now) -> None:
         """What replicas say of their phases; of one that says nothing, whether it is ready."""
         for uid, found in events.items():
-            for change in starts.phase_changes(found):
-                self._meter.move(uid, change.phase, moment.on_boot(change.at_ns))
-            if uid not in self._speaking:
-                pod, intent = pods[uid], self._intents[uid]
-                container = pod.container(_main(pod, intent)) if intent else None
-                if container is not None and container.runs:
-                    self._meter.move(uid, starts.phase_of(container), moment.boot_ns)
+            with _alone(pods[uid]):
+                self._move_one(pods[uid], found, moment)
+
+    def _move_one(self, pod: Pod, events: list[Event], moment: Now) -> None:
+        for change in starts.phase_changes(events):
+            self._meter.move(pod.uid, change.phase, moment.on_boot(change.at_ns))
+        if pod.uid not in self._speaking:
+            intent = self._intents[pod.uid]
+            container = pod.container(_main(pod, intent)) if intent else None
+            if container is not None and container.runs:
+                self._meter.move(pod.uid, starts.phase_of(container), moment.boot_ns)
 
     def _forget(self, pods: Mapping[str, Pod]) -> None:
         """What is gone, once its last words are told."""
@@ -293,6 +315,7 @@ class Agent:
             else:
                 self._meter.busy(uid, counter_ns, at_ns)
         await self.tell()
+        self._starts_heard.clear()
 
     async def tell(self) -> None:
         """Put it into the spool; where that has no room it stays in the meter, and is told later."""
@@ -381,6 +404,15 @@ class Agent:
         self._metrics.evicted.inc(len(left))
         for one in left:
             logger.info("a snapshot is removed", extra={"fields": {"name": one.name, "key": one.key}})
+
+
+@contextmanager
+def _alone(pod: Pod) -> Iterator[None]:
+    """One pod that nobody foresaw must not stop the meter of the others."""
+    try:
+        yield
+    except Exception:  # boundary
+        logger.exception("a pod cannot be read", extra={"fields": {"pod": f"{pod.namespace}/{pod.name}"}})
 
 
 def _main(pod: Pod, intent: Intent) -> str:

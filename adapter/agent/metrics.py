@@ -24,6 +24,9 @@ class Metrics:
         )
         self.told = self._counter("gpufn_agent_records", "Records that were put into the spool")
         self.unspooled = self._counter("gpufn_agent_spool_failures", "Times that the spool could not be written")
+        self.starts_dropped = self._counter(
+            "gpufn_agent_starts_dropped", "Start records that were left out: too long, or too many of one pod"
+        )
         self.refused = self._counter("gpufn_agent_refused", "Records that the ledger refused, by reason", "code")
         self.failures = self._counter("gpufn_agent_failures", "Calls that failed", "peer")
         for peer in ("ledger", "kubelet", "replica", "api"):

@@ -5,6 +5,7 @@ Pure: events and the pod they are of in, values out. Whose an event is says the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ _PHASES = {
 """A parked process keeps its GPU on Kubernetes, where nobody else is given it: parking changes nothing here."""
 
 
+_LIMIT_BYTES = 8 * 1024
+_TEXT_LIMIT = 500
 _KUBERNETES_STEP_NS = 10**9
 """Its times are whole seconds."""
 
@@ -58,7 +61,7 @@ def start_records(
         try:
             record = StartRecord.from_json(event.fields["record"])
             record = replace(
-                record,
+                _clipped(record),
                 function=intent.function,
                 namespace=intent.namespace,
                 revision=intent.revision,
@@ -70,6 +73,17 @@ def start_records(
             continue
         found.append((event.at_ns, record))
     return found
+
+
+def is_short(record: StartRecord) -> bool:
+    """Whether it may be kept: a function wrote it, and everybody's records share the spool."""
+    return len(json.dumps(record.to_json())) <= _LIMIT_BYTES
+
+
+def _clipped(record: StartRecord) -> StartRecord:
+    """With what is for people no longer than people read."""
+    skipped = tuple(replace(rung, reason=rung.reason[:_TEXT_LIMIT]) for rung in record.skipped)
+    return replace(record, skipped=skipped, error=record.error[:_TEXT_LIMIT])
 
 
 def from_the_pods_beginning(record: StartRecord, pod: Pod, seen_at_ns: int) -> StartRecord:

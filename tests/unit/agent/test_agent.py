@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from adapter.agent import agent as module
+from adapter.agent import agent as module, starts
 from adapter.agent.agent import Agent
 from adapter.agent.metrics import Metrics
 from adapter.agent.observe import Now
-from adapter.agent.pod_log import log_folder
+from adapter.agent.pod_log import PodLog, log_folder
 from adapter.agent.pods import read_pod
 from adapter.agent.settings import AgentSettings
 from adapter.agent.spool import Spool
@@ -429,6 +429,65 @@ def test_a_pod_that_nobody_foresaw_stops_nobodys_meter(node):
 
     run(play())
     assert node.span() == (5, 10)
+
+
+@pytest.mark.parametrize("place", ["log", "record", "phase"])
+def test_a_pod_whose_words_nobody_foresaw_stops_nobodys_meter(node, monkeypatch, place):
+    read, records, changes = PodLog.read, starts.start_records, starts.phase_changes
+
+    def reads(log, restarts):
+        assert place != "log" or "strange" not in str(log._folder)
+        return read(log, restarts)
+
+    def hears(events, pod, *words, **more):
+        assert place != "record" or pod.name != "strange"
+        return records(events, pod, *words, **more)
+
+    def moves(events):
+        assert place != "phase" or events[0].fields["port"] != 666
+        return changes(events)
+
+    monkeypatch.setattr(PodLog, "read", reads)
+    monkeypatch.setattr(starts, "start_records", hears)
+    monkeypatch.setattr(starts, "phase_changes", moves)
+
+    async def play():
+        async with kubelet_of(node, embed=GPU, strange="GPU-b"):
+            node.start()
+            node.says((5, Event(EventName.LISTENING, 0, {"port": 666})), name="strange")
+            node.says((6, LISTENING), (8, SERVING))
+            await node.beat(10, pod("strange", started=5), pod(started=5))
+
+    run(play())
+    assert node.phases() == [("restoring", 3), ("idle", 2)]
+    assert node.span("strange") == (5, 10)
+
+
+def test_of_one_pod_so_many_starts_are_told_in_a_heartbeat_and_none_that_is_too_long(node):
+    record = StartRecord("f", "x", "1", "y", Rung.LOAD, WALL_S * SECOND_NS, 1, (), error="x" * 20_000)
+    long = replace(record, phases=(Phase(PhaseName.LOAD, 0, 1),) * 500)
+
+    def started(second, record):
+        return second, Event(EventName.STARTED, 0, {"record": record.to_json()})
+
+    async def play():
+        async with kubelet_of(node, embed=GPU, other="GPU-b"):
+            node.start()
+            node.says(*(started(n, record) for n in range(6, 20)), started(20, long), name="other")
+            node.says(started(6, record))
+            await node.round(30, pod("other", started=5), pod(started=5))
+            await node.agent.tell()
+            node.says(*(started(n, record) for n in range(21, 40)), name="other")
+            await node.round(50, pod("other", started=5), pod(started=5))
+            await node.beat(50, pod("other", started=5), pod(started=5))
+            node.says(started(55, record), name="other")
+            await node.beat(60, pod("other", started=5), pod(started=5))
+
+    run(play())
+    told = [start.function for start in node.records().starts]
+    assert (told.count("embed"), told.count("other")) == (1, 20 + 1)
+    assert max(len(start.error) for start in node.records().starts) < 1000
+    assert f"gpufn_agent_starts_dropped_total {1 + 13}.0" in text(node.agent)
 
 
 def test_a_replica_that_is_none_of_ours_inside_is_idle_when_it_is_ready(node):
