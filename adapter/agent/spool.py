@@ -1,10 +1,10 @@
 """What the ledger has not acknowledged yet, and what the agent has to know after it died: one file that survives both.
 
     magic, then frames: length (4 bytes), CRC-32 of length and payload (4), payload (JSON, UTF-8)
-    payload: {"seq": number of its first record, "records": […], "state": {…}}
+    payload: {"seq": number of its first record, "records": […], "state": {…}, or null: more of the same follows}
 
-A frame has records and the state that they lead to, so that either both are there or neither: a crash at any byte leaves
-the spool as it was before that frame or after it. What was acknowledged is delivered again after a crash (it counts once),
+Records come with the state that they lead to, in one frame or several, so that either all are there or nothing: a crash
+at any byte leaves the spool as it was before them or after them. What was acknowledged is delivered again after a crash (it counts once),
 unless the file was written anew meanwhile.
 """
 
@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from adapter.errors import Conflict, Overloaded, StorageError
@@ -35,6 +36,10 @@ LIMIT_BYTES = 64 * 2**20
 _MAGIC = b"GPUFNSP1"
 _HEADER = struct.Struct("<II")
 _FRAME_LIMIT_BYTES = 16 * 2**20
+_PART_BYTES = 2**20
+"""Records for more than this go into several frames."""
+_PENDING_BYTES = 4 * 2**20
+"""Half of what the ledger takes at once: there, records are written less densely."""
 _COMPACT_BYTES = 2**16
 """Less than this is not worth writing anew."""
 
@@ -108,10 +113,16 @@ class Spool:
             self._append(records, state)
 
     def _append(self, records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
-        frame = _frame({"seq": self._next, "records": list(records), "state": dict(state)})
-        if self.size_bytes + len(frame) > self._limit_bytes:
+        parts, frames, first = _parts(records), list[bytes](), self._next
+        for part in parts:
+            frames.append(_frame({"seq": first, "records": part, "state": dict(state) if part is parts[-1] else None}))
+            first += len(part)
+        whole, longest = b"".join(frames), max(map(len, frames))
+        if longest > _HEADER.size + _FRAME_LIMIT_BYTES:
+            raise StorageError("Records cannot be kept.", why=f"{longest} bytes are one piece.", code="spool-frame")
+        if self.size_bytes + len(whole) > self._limit_bytes:
             self._compact()
-        if self.size_bytes + len(frame) > self._limit_bytes:
+        if self.size_bytes + len(whole) > self._limit_bytes:
             raise Overloaded(
                 f"The spool {self._path} is full.",
                 why=f"The ledger has not acknowledged {self.unacked} records.",
@@ -119,19 +130,22 @@ class Spool:
                 code="spool-full",
             )
         try:
-            _write_at(self._fd, frame, self.size_bytes)
+            _write_at(self._fd, whole, self.size_bytes)
             os.fdatasync(self._fd)
         except OSError as exc:
             self._cut_back()
             raise _unusable(self._path, exc) from exc
-        self._keep(_Frame(self.size_bytes, len(frame), self._next, len(records)), state)
+        for part, frame in zip(parts, frames, strict=True):
+            self._keep(_Frame(self.size_bytes, len(frame), self._next, len(part)))
+        self.state = dict(state)
 
-    def pending(self, limit: int = 1000) -> list[tuple[int, dict[str, Any]]]:
+    def pending(self, limit: int = 1000, limit_bytes: int = _PENDING_BYTES) -> list[tuple[int, dict[str, Any]]]:
         """The oldest records that are not acknowledged, with their numbers; a whole frame's at least."""
         found: list[tuple[int, dict[str, Any]]] = []
         with self._mutex:
             for frame in self._live():
-                if found and len(found) + frame.count > limit:
+                limit_bytes -= frame.length
+                if found and (len(found) + frame.count > limit or limit_bytes < 0):
                     break
                 numbered = enumerate(self._read(frame)["records"], start=frame.first)
                 found += [(seq, record) for seq, record in numbered if seq > self._acked]
@@ -151,7 +165,7 @@ class Spool:
     # The file -----------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Read what is there up to the first byte that is not whole, and forget the rest."""
+        """Read what is there up to the first frame that is not whole, or not followed by its others; forget the rest."""
         size = os.fstat(self._fd).st_size
         if os.pread(self._fd, len(_MAGIC), 0) != _MAGIC:
             os.ftruncate(self._fd, 0)
@@ -160,14 +174,16 @@ class Spool:
             sync(self._path.parent)
             self.size_bytes, self.dropped_bytes = len(_MAGIC), size
             return
-        self.size_bytes = len(_MAGIC)
-        while (payload := _payload_at(self._fd, self.size_bytes)) is not None:
-            length = _HEADER.size + len(payload)
-            data = _decoded(payload)
-            if data is None:
-                break
-            self._next = data["seq"]
-            self._keep(_Frame(self.size_bytes, length, self._next, len(data["records"])), data["state"])
+        self.size_bytes = at = len(_MAGIC)
+        parts: list[_Frame] = []
+        while (payload := _payload_at(self._fd, at)) is not None and (data := _decoded(payload)) is not None:
+            parts.append(_Frame(at, _HEADER.size + len(payload), data["seq"], len(data["records"])))
+            at += parts[-1].length
+            if data["state"] is not None:
+                for frame in parts:
+                    self._keep(frame)
+                self.state = data["state"]
+                parts.clear()
         self.dropped_bytes = size - self.size_bytes
         if self.dropped_bytes:
             fields = {"path": str(self._path), "bytes": self.dropped_bytes}
@@ -176,12 +192,11 @@ class Spool:
             os.fsync(self._fd)
         self._acked = self._frames[0].first - 1 if self._frames else 0
 
-    def _keep(self, frame: _Frame, state: Mapping[str, Any]) -> None:
+    def _keep(self, frame: _Frame) -> None:
         if frame.count:
             self._frames.append(frame)
         self.size_bytes += frame.length
         self._next = frame.first + frame.count
-        self.state = dict(state)
 
     def _read(self, frame: _Frame) -> dict[str, Any]:
         payload = _payload_at(self._fd, frame.offset)
@@ -251,6 +266,20 @@ def _locked(path: Path) -> int:
         os.close(fd)
 
 
+def _parts(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """In order; one at least, and only one that holds a single record is larger than a part should be."""
+    parts: list[list[Mapping[str, Any]]] = [[]]
+    size = 0
+    for record in records:
+        length = len(json.dumps(record))
+        if parts[-1] and size + length > _PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(record)
+        size += length
+    return parts
+
+
 def _frame(payload: Mapping[str, Any]) -> bytes:
     text = json.dumps(payload, separators=(",", ":")).encode()
     return _HEADER.pack(len(text), _checksum(text)) + text
@@ -278,8 +307,8 @@ def _decoded(payload: bytes) -> dict[str, Any] | None:
         data = json.loads(payload)
     except ValueError:
         return None
-    is_ours = isinstance(data, dict) and isinstance(data.get("seq"), int) and isinstance(data.get("state"), dict)
-    return data if is_ours and isinstance(data.get("records"), list) else None
+    is_ours = isinstance(data, dict) and isinstance(data.get("seq"), int) and isinstance(data.get("records"), list)
+    return data if is_ours and isinstance(data.get("state", ""), (dict, NoneType)) else None
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

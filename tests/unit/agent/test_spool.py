@@ -18,6 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from adapter.agent import spool as module
 from adapter.agent.spool import FILE_NAME, Spool
 from adapter.errors import Conflict, Overloaded, StorageError
+from adapter.ledger.server import BODY_LIMIT_BYTES
+from adapter.ledger.wire import to_line
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -28,7 +30,7 @@ def record(n):
 
 def numbers(spool):
     """What waits, as (number, n)."""
-    return [(seq, each["n"]) for seq, each in spool.pending(10**9)]
+    return [(seq, each["n"]) for seq, each in spool.pending(10**9, 10**12)]
 
 
 @pytest.fixture
@@ -60,6 +62,53 @@ def test_some_of_what_waits_can_be_asked_for(spool):
         spool.append([record(n), record(-n)], {})
     assert [seq for seq, _ in spool.pending(5)] == [1, 2, 3, 4]
     assert [seq for seq, _ in spool.pending(1)] == [1, 2]
+
+
+def large(n, size=300_000):
+    return record(n) | {"pad": "x" * size}
+
+
+def test_what_waits_is_given_in_parts_that_a_ledger_takes(spool):
+    spool.append([large(n) for n in range(1, 31)], {"at": 1})
+    taken = []
+    while waiting := spool.pending():
+        assert sum(len(to_line(seq, each)) for seq, each in waiting) < BODY_LIMIT_BYTES
+        taken += [(seq, each["n"]) for seq, each in waiting]
+        spool.ack(waiting[-1][0])
+    assert taken == [(n, n) for n in range(1, 31)]
+    assert spool.state == {"at": 1}
+
+
+def test_a_frame_that_could_not_be_read_again_is_not_written(tmp_path, spool):
+    spool.append([record(1)], {"at": 1})
+    with pytest.raises(StorageError):
+        spool.append([record(2)], {"at": "x" * 17 * 2**20})
+    with pytest.raises(StorageError):
+        spool.append([large(2, 17 * 2**20)], {"at": 2})
+    again = reopened(spool, tmp_path)
+    assert (numbers(again), again.state, again.dropped_bytes) == ([(1, 1)], {"at": 1}, 0)
+    again.close()
+
+
+def test_cut_anywhere_in_what_was_appended_in_several_frames_it_has_none_of_them(tmp_path):
+    whole = tmp_path / "whole"
+    spool = Spool.open(whole)
+    spool.append([record(1)], {"at": 1})
+    before = spool.size_bytes
+    spool.append([large(n, 700_000) for n in range(2, 6)], {"at": 2})
+    spool.close()
+    data = (whole / FILE_NAME).read_bytes()
+    assert len(spool._frames) == 1 + 4
+    for length in [*(frame.offset for frame in spool._frames[1:]), spool._frames[-1].offset + 9, len(data) - 1]:
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / FILE_NAME).write_bytes(data[:length])
+        cut = Spool.open(folder)
+        assert (numbers(cut), cut.state, cut.size_bytes) == ([(1, 1)], {"at": 1}, before)
+        cut.append([record(77)], {"at": 77})
+        again = reopened(cut, folder)
+        assert numbers(again) == [(1, 1), (2, 77)]
+        again.close()
 
 
 def test_another_process_may_not_have_it(tmp_path, spool):
@@ -130,7 +179,7 @@ class _Machine(RuleBasedStateMachine):
         self.spool = Spool.open(self.folder)
         self.told, self.acked, self.state = [], 0, None
 
-    @rule(count=st.integers(0, 3), size=st.sampled_from([0, 0, 0, 200_000]))
+    @rule(count=st.integers(0, 3), size=st.sampled_from([0, 0, 0, 200_000, 600_000]))
     def append(self, count, size):
         records = [{"n": len(self.told) + n, "pad": "x" * size} for n in range(count)]
         self.state = {"told": len(self.told) + count}
@@ -155,7 +204,7 @@ class _Machine(RuleBasedStateMachine):
     @invariant()
     def waits_for_the_rest(self):
         if hasattr(self, "spool"):
-            seen = [(seq, each["n"]) for seq, each in self.spool.pending(10**9)]
+            seen = numbers(self.spool)
             assert seen == [(n + 1, n) for n in range(self.acked, len(self.told))]
             assert self.spool.unacked == len(seen)
             assert self.spool.state == self.state
