@@ -19,8 +19,11 @@ from adapter.records import Event
 FOLDER = Path("/var/log/pods")
 _EVENT_START = b'{"event"'
 _EVENT_LIMIT_BYTES = 64 * 1024
-_READ_BYTES = 2**20
-"""At once: a function that writes a lot is read over several rounds, and others have their turn."""
+_READ_BYTES = 64 * 1024
+_ROUND_BYTES = 2**20
+"""A function that writes a lot is read over several rounds, and others have their turn."""
+_EVENT_BYTES = 1024
+"""What an event counts for in that, so that a function that says a lot is heard over several rounds too."""
 
 
 def log_folder(namespace: str, pod: str, uid: str, container: str, root: Path = FOLDER) -> Path:
@@ -39,6 +42,8 @@ class PodLog:
         self._parts: list[bytes] = []
         """Of a line of the container's that comes in several of the runtime's."""
         self._parts_bytes = 0
+        self._left_bytes = 0
+        """Of this round."""
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -46,12 +51,18 @@ class PodLog:
             self._fd = -1
 
     def read(self, restarts: int) -> list[Event]:
-        """What is new, of the container's run number `restarts` and those before. Never raises: no file, no events."""
+        """What is new, of the container's run number `restarts` and those before; of what is a lot, the first part.
+
+        Never raises: no file, no events.
+        """
         events: list[Event] = []
+        self._left_bytes = _ROUND_BYTES
         for run in range(max(self._restarts, restarts - 1, 0), restarts + 1):
             if run != self._restarts:
                 self._begin(run)
             events += self._read_run(run)
+            if self._left_bytes <= 0:
+                break
         return events
 
     def _begin(self, run: int) -> None:
@@ -60,24 +71,27 @@ class PodLog:
         self._drop_parts()
 
     def _read_run(self, run: int) -> list[Event]:
-        events: list[Event] = []
-        path = self._folder / f"{run}.log"
-        if self._fd < 0 and not self._inode:
-            for old in self._rotated(path):
-                self._open(old)
-                events += self._drain()
-                self.close()
-            self._open(path)
-        events += self._drain()
-        with suppress(OSError):
-            if self._fd >= 0 and path.stat().st_ino != self._inode:  # it was rotated: nothing is added to the old one
-                events += self._drain(whole=True)
-                self.close()
-                self._open(path)
-                events += self._drain()
-        if self._fd < 0:
-            self._open(path)
+        events = self._drain()
+        while self._left_bytes > 0 and (following := self._following(run)) is not None:
+            events += self._drain()  # what came before the runtime went on to the next file
+            if self._left_bytes <= 0 or not self._open(following):
+                break
+            events += self._drain()
         return events
+
+    def _following(self, run: int) -> Path | None:
+        """The file after the one that is read; None where there is none yet."""
+        latest = self._folder / f"{run}.log"
+        if self._inode and _inode(latest) == self._inode:
+            return None
+        files = {_inode(path): path for path in (*self._rotated(latest), latest)}
+        files.pop(0, None)
+        if not self._inode:
+            return next(iter(files.values()), None)
+        if self._inode not in files:  # it is packed, or gone
+            return latest if latest in files.values() else None
+        inodes = list(files)
+        return next((files[inode] for inode in inodes[inodes.index(self._inode) + 1 :]), None)
 
     def _rotated(self, path: Path) -> Iterable[Path]:
         """Older files of the same run, the oldest first; what is packed is too old to matter."""
@@ -85,25 +99,24 @@ class PodLog:
             return sorted(old for old in self._folder.glob(f"{path.name}.*") if old.suffix not in (".gz", ".tmp"))
         return ()
 
-    def _open(self, path: Path) -> None:
-        with suppress(OSError):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self._inode = os.fstat(self._fd).st_ino
+    def _open(self, path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return False
+        self.close()
+        self._fd, self._inode, self._rest = fd, os.fstat(fd).st_ino, b""
+        return True
 
-    def _drain(self, *, whole: bool = False) -> list[Event]:
-        if self._fd < 0:
-            return []
+    def _drain(self) -> list[Event]:
         events: list[Event] = []
-        while data := self._some():
+        while self._fd >= 0 and self._left_bytes > 0 and (data := self._some()):
             *lines, self._rest = (self._rest + data).split(b"\n")
             if len(self._rest) > _EVENT_LIMIT_BYTES:
                 self._rest = b""
-            for line in lines:
-                event = self._event(line)
-                if event is not None:
-                    events.append(event)
-            if len(data) < _READ_BYTES and not whole:
-                break
+            found = [event for event in map(self._event, lines) if event is not None]
+            self._left_bytes -= len(data) + _EVENT_BYTES * len(found)
+            events += found
         return events
 
     def _some(self) -> bytes:
@@ -139,3 +152,11 @@ class PodLog:
 
     def _drop_parts(self) -> None:
         self._parts, self._parts_bytes = [], 0
+
+
+def _inode(path: Path) -> int:
+    """0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from itertools import chain
 
 import pytest
 from hypothesis import given, strategies as st
@@ -133,6 +134,36 @@ def test_the_middle_of_a_functions_long_line_is_no_event(folder, log):
 def test_what_is_no_event_as_a_whole_is_none_and_hides_none(folder, log, forged):
     (folder / "0.log").write_bytes(said(1) + forged + said(2))
     assert times(log.read(0)) == [1, 2]
+
+
+def test_one_that_writes_a_lot_is_read_over_several_rounds_in_order_and_to_its_end(folder, log):
+    noise = line(b"x" * 1000) * 2000
+    (folder / "0.log.20261125-110000").write_bytes(said(1) + noise + said(2))
+    (folder / "0.log.20261125-120000").write_bytes(said(3) + noise + said(4))
+    (folder / "0.log").write_bytes(said(5) + noise + said(6))
+    (folder / "1.log").write_bytes(said(7))
+    rounds = [times(log.read(1)) for _ in range(10)]
+    assert rounds[0] == [1]
+    assert list(chain(*rounds)) == [1, 2, 3, 4, 5, 6, 7]
+    with (folder / "1.log").open("ab") as file:
+        file.write(noise + said(8))
+    assert (log.read(1), times(log.read(1))) == ([], [8])
+
+
+def test_one_that_says_a_lot_is_heard_over_several_rounds(folder, log):
+    (folder / "0.log").write_bytes(b"".join(said(n) for n in range(5000)))
+    rounds = [times(log.read(0)) for _ in range(10)]
+    assert max(map(len, rounds)) < 2000
+    assert list(chain(*rounds)) == list(range(5000))
+
+
+def test_of_a_file_that_was_rotated_twice_none_is_left_out(folder, log):
+    (folder / "0.log").write_bytes(said(1))
+    assert times(log.read(0)) == [1]
+    (folder / "0.log").rename(folder / "0.log.20261125-110000")
+    (folder / "0.log.20261125-120000").write_bytes(said(2))
+    (folder / "0.log").write_bytes(said(3))
+    assert times(log.read(0)) == [2, 3]
 
 
 @given(st.lists(st.integers(1, 60), max_size=30))
