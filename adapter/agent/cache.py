@@ -6,21 +6,30 @@ is followed out of the store.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from adapter.errors import SnapshotError
 from adapter.records import Rung, StartRecord
 from adapter.snapshot.store import Store, discard, read_snapshot
 
+logger = logging.getLogger(__name__)
+
 _ASSUMED_SAVING_S = 5.0
 """What a snapshot saves each start that it serves, before that was measured on this node."""
+_SAVING_LIMIT_S = 600.0
+"""Functions say what their starts took: none outweighs all others by that."""
 _HALF_LIFE_S = 86_400.0
 """One that was used yesterday is half as likely to be used next as one that was used just now."""
 _FASTER = {"process": ((Rung.RESTORE,), (Rung.START, Rung.LOAD)), "weights": ((Rung.START,), (Rung.LOAD,))}
+_ENTRIES = 1000
+"""Of one function's folder that are looked at."""
 _PROBE_BYTES = 64 * 2**20
 _PROBE_FILE = ".gpufn-disk-probe"
 
@@ -41,10 +50,8 @@ class Cached:
 def read_cache(root: Path) -> list[Cached]:
     """Every snapshot below `root` that is whole, whoever's it is. Blocks."""
     found = []
-    for path in root.glob("*/*/*-*"):
+    for path in _candidates(root):
         name = path.parent.relative_to(root).as_posix()
-        if path.name.startswith(".") or name.startswith("."):
-            continue
         try:
             snapshot = read_snapshot(path, owner=path.lstat().st_uid)
             if f"{snapshot.tenant}/{snapshot.function}" == name and path.name == f"{snapshot.kind}-{snapshot.key}":
@@ -54,6 +61,15 @@ def read_cache(root: Path) -> list[Cached]:
         except (SnapshotError, OSError):
             continue
     return sorted(found, key=lambda cached: (cached.name, cached.kind, cached.key))
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    """What may be snapshots by their names; of a folder that a container has filled with names, only some."""
+    for folder in root.glob("[!.]*/*"):
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in islice(entries, _ENTRIES):
+                if "-" in entry.name and not entry.name.startswith("."):
+                    yield folder / entry.name
 
 
 def make_folder(root: Path, name: str) -> None:
@@ -92,9 +108,9 @@ def to_evict(cached: Iterable[Cached], limit_bytes: int, now_ns: int, savings_s:
     """
 
     def value(one: Cached) -> tuple[float, int]:
-        age_s = max(0, now_ns - one.used_at_ns) / 1e9
-        likely = 0.5 ** (age_s / _HALF_LIFE_S)
-        saving_s = savings_s.get(one.path, _ASSUMED_SAVING_S)
+        age_s = (now_ns - one.used_at_ns) / 1e9
+        likely = 0.5 ** (age_s / _HALF_LIFE_S if age_s >= 0 else 1.0)  # a container wrote it: nobody knows
+        saving_s = min(savings_s.get(one.path, _ASSUMED_SAVING_S), _SAVING_LIMIT_S)
         return saving_s * likely / max(1, one.bytes), one.used_at_ns
 
     everything = sorted(cached, key=value)
@@ -113,9 +129,15 @@ def evict(root: Path, limit_bytes: int, savings: Savings) -> tuple[list[Cached],
     cached = read_cache(root)
     savings_s = {one.path: savings.of(one.name, one.kind) for one in cached}
     leaving = to_evict(cached, limit_bytes, time.time_ns(), savings_s)
+    left = []
     for one in leaving:
-        discard(one.path)
-    return [one for one in cached if one not in leaving], leaving
+        try:
+            discard(one.path)
+            left.append(one)
+        except OSError as error:
+            fields = {"name": one.name, "key": one.key, "why": str(error)}
+            logger.warning("a snapshot cannot be removed", extra={"fields": fields})
+    return [one for one in cached if one not in left], left
 
 
 def disk_bytes_per_s(folder: Path) -> float:

@@ -15,6 +15,8 @@ from adapter.hosts import Inventory
 
 _USED_STEP_NS = 60 * 10**9
 """A restore is not worth a write to the API server sooner."""
+_LAST_NS = 253_402_300_799 * 10**9
+"""The last second of the year 9999."""
 _SNAPSHOTS = 4096
 _GPUS = 256
 _TEXT = 2048
@@ -101,5 +103,6 @@ async def labels(api: Api, node: str) -> dict[str, str]:
 
 
 def _text(at_ns: int, step_ns: int = _USED_STEP_NS) -> str:
-    whole_s = at_ns // step_ns * step_ns // 10**9
+    """What is no time that can be written is the nearest one that can: containers write some of these."""
+    whole_s = min(max(0, at_ns), _LAST_NS) // step_ns * step_ns // 10**9
     return datetime.fromtimestamp(whole_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from adapter.cluster.intent import Intent, read_intent
+from adapter.cluster.intent import SCALE_LABELS, Intent, read_intent
 from adapter.errors import ConfigError
 from adapter.keys import ADMITTED_ANNOTATION, DOMAIN
 
@@ -89,19 +89,24 @@ def read_pod(value: Mapping[str, Any]) -> Pod:
 
 
 def intent_of(pod: Pod, namespace_labels: Mapping[str, str]) -> Intent | None:
-    """What its user asked for; None where it is no function. One whose annotations cannot be used is read without
-    them: it runs, and holds what it holds."""
+    """What its user asked for; None where it is no function. One whose annotations or OpenFaaS's labels cannot be used
+    is read without them: it runs, and holds what it holds."""
     try:
         return read_intent(pod.body, namespace=pod.namespace, namespace_labels=namespace_labels)
     except ConfigError:
         metadata = pod.body["metadata"]
-        annotations = metadata.get("annotations") or {}
-        kept = {name: text for name, text in annotations.items() if not name.startswith(f"{DOMAIN}/")}
-        body = {**pod.body, "metadata": {**metadata, "annotations": kept}}
+        annotations = _without(metadata.get("annotations"), f"{DOMAIN}/")
+        labels = _without(metadata.get("labels"), SCALE_LABELS)
+        body = {**pod.body, "metadata": {**metadata, "annotations": annotations, "labels": labels}}
     try:
         return read_intent(body, namespace=pod.namespace, namespace_labels=namespace_labels)
     except ConfigError:
         return None
+
+
+def _without(texts: Mapping[str, Any] | None, start: str) -> dict[str, Any]:
+    """Those whose names do not begin so."""
+    return {name: text for name, text in (texts or {}).items() if not name.startswith(start)}
 
 
 def _container(status: Mapping[str, Any]) -> Container:

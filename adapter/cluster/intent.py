@@ -36,8 +36,9 @@ _GPU, _MIG = f"{DOMAIN}/gpu", f"{DOMAIN}/mig"
 _MIG_RESOURCE = "nvidia.com/mig-"
 _TENANT_ANNOTATION = f"{DOMAIN}/tenant"
 
-_SCALE = "com.openfaas.scale."
-_SCALE_LABELS = {"min": "min", "max": "max", "zero-duration": "idle"}
+SCALE_LABELS = "com.openfaas.scale."
+"""Their names begin so."""
+_OURS_OF_SCALE = {"min": "min", "max": "max", "zero-duration": "idle"}
 """Labels of OpenFaaS Pro, and the annotations of ours that mean the same."""
 
 _SIDECARS = frozenset(
@@ -177,11 +178,11 @@ def policy_of(
     `limits` are a container's, `constraints` a deploy's of OpenFaaS: of these, those that name a key of ours.
     """
     policy = {
-        f"{DOMAIN}/{ours}": labels[_SCALE + theirs]
-        for theirs, ours in _SCALE_LABELS.items()
-        if _SCALE + theirs in labels
+        f"{DOMAIN}/{ours}": labels[SCALE_LABELS + theirs]
+        for theirs, ours in _OURS_OF_SCALE.items()
+        if SCALE_LABELS + theirs in labels
     }
-    if labels.get(_SCALE + "zero") == "false":
+    if labels.get(SCALE_LABELS + "zero") == "false":
         policy[f"{DOMAIN}/idle"] = "0"
     policy |= split_constraints(constraints)[0]
     policy |= {name: text for name, text in annotations.items() if _is_users(name)}

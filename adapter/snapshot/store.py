@@ -21,14 +21,14 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt, SnapshotError
-from adapter.files import part_of, remove_tree, sync, write_whole
+from adapter.files import open_below, part_of, remove_tree, sync, write_whole
 from adapter.snapshot.checksum import file_checksum
 from adapter.snapshot.identity import Identity, differing_fields, key_of
 
@@ -283,11 +283,9 @@ def read_snapshot(path: Path, *, owner: int | None = None) -> Snapshot:
     """
     trusted = os.geteuid() if owner is None else owner
     _check_trusted(path, trusted, directory=True)
-    manifest_path = path / MANIFEST
-    if _check_trusted(manifest_path, trusted).st_size > _MANIFEST_LIMIT_BYTES:
-        raise SnapshotCorrupt(f"{manifest_path} is too large for a manifest.")
+    text = _read_manifest(path, trusted)
     try:
-        data = json.loads(manifest_path.read_bytes())
+        data = json.loads(text)
         if data["format"] != FORMAT:
             raise SnapshotCorrupt(f"{path.name} has format {data['format']}, this gpufn reads {FORMAT}.")
         files = {
@@ -303,15 +301,33 @@ def read_snapshot(path: Path, *, owner: int | None = None) -> Snapshot:
             identity={str(name): str(value) for name, value in data["identity"].items()},
             facts=dict(data["facts"]),
             files=files,
-            created_at_ns=int(data["created_at_ns"]),
+            created_at_ns=_instant(data["created_at_ns"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise SnapshotCorrupt(f"The manifest of {path.name} cannot be read.", why=f"{exc!r}.") from exc
-    try:
-        _check_files(snapshot, trusted)
-    except RecursionError as exc:
-        raise SnapshotCorrupt(f"{path.name} holds folders that its manifest does not list.") from exc
+    _check_files(snapshot, trusted)
     return snapshot
+
+
+def _read_manifest(folder: Path, trusted: int) -> bytes:
+    """Neither followed nor waited for, whatever somebody puts in its place meanwhile. Raises `SnapshotCorrupt`."""
+    _check_trusted(folder / MANIFEST, trusted)
+    try:
+        with open(open_below(folder, MANIFEST), "rb") as file:
+            _check_facts(MANIFEST, os.fstat(file.fileno()), trusted)
+            text = file.read(_MANIFEST_LIMIT_BYTES + 1)
+    except OSError as exc:
+        raise SnapshotCorrupt(f"{MANIFEST} of {folder.name} cannot be read.", why=f"{exc.strerror or exc}.") from exc
+    if len(text) > _MANIFEST_LIMIT_BYTES:
+        raise SnapshotCorrupt(f"{MANIFEST} of {folder.name} is too large for a manifest.")
+    return text
+
+
+def _instant(value: object) -> int:
+    """Nanoseconds since the epoch, as far as clocks count. Raises `ValueError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError("no instant")
+    return value
 
 
 def _check_files(snapshot: Snapshot, trusted: int) -> None:
@@ -326,12 +342,22 @@ def _check_files(snapshot: Snapshot, trusted: int) -> None:
     for own in _OWN_FILES:
         if os.path.lexists(snapshot.path / own):
             _check_trusted(snapshot.path / own, trusted)
-    listed = snapshot.files.keys() | _OWN_FILES
-    for folder, folders, names in os.walk(snapshot.path):
-        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
-            relative = os.path.relpath(os.path.join(folder, name), snapshot.path)
-            if relative not in listed:
-                raise SnapshotCorrupt(f"{snapshot.path.name} holds {relative}, which its manifest does not list.")
+    folders = {name.partition("/")[0] for name in snapshot.files if "/" in name}
+    listed = snapshot.files.keys() | folders | _OWN_FILES
+    for name in _names(snapshot.path, folders):
+        if name not in listed:
+            raise SnapshotCorrupt(f"{snapshot.path.name} holds {name}, which its manifest does not list.")
+
+
+def _names(path: Path, folders: Iterable[str]) -> Iterator[str]:
+    """Of all that is in a folder and in these folders of it, one after the other: there may be many."""
+    try:
+        for inside in ("", *sorted(folders)):
+            with os.scandir(path / inside) as entries:
+                for entry in entries:
+                    yield f"{inside}/{entry.name}".lstrip("/")
+    except OSError as exc:
+        raise SnapshotCorrupt(f"{path.name} cannot be listed.", why=f"{exc.strerror}.") from exc
 
 
 def _check_trusted(path: Path, trusted: int, *, directory: bool = False) -> os.stat_result:
@@ -340,13 +366,17 @@ def _check_trusted(path: Path, trusted: int, *, directory: bool = False) -> os.s
         facts = os.lstat(path)
     except OSError as exc:
         raise SnapshotCorrupt(f"{path.name} is missing.", why=f"{exc.strerror}.") from exc
-    if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
-        raise SnapshotCorrupt(f"{path.name} is not a {'folder' if directory else 'file'}.", why="Links are refused.")
-    if facts.st_uid != trusted:
-        raise SnapshotCorrupt(f"{path.name} belongs to user {facts.st_uid}.", why="A snapshot is trusted memory.")
-    if facts.st_mode & 0o022:
-        raise SnapshotCorrupt(f"{path.name} can be written by others.", why="A snapshot is trusted memory.")
+    _check_facts(path.name, facts, trusted, directory=directory)
     return facts
+
+
+def _check_facts(name: str, facts: os.stat_result, trusted: int, *, directory: bool = False) -> None:
+    if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
+        raise SnapshotCorrupt(f"{name} is not a {'folder' if directory else 'file'}.", why="Links are refused.")
+    if facts.st_uid != trusted:
+        raise SnapshotCorrupt(f"{name} belongs to user {facts.st_uid}.", why="A snapshot is trusted memory.")
+    if facts.st_mode & 0o022:
+        raise SnapshotCorrupt(f"{name} can be written by others.", why="A snapshot is trusted memory.")
 
 
 def verify(snapshot: Snapshot, *, always: bool = False) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
+from adapter.agent import cache as module
 from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, make_folder, read_cache, to_evict
 from adapter.errors import SnapshotError
 from adapter.records import Rung, StartRecord
-from adapter.snapshot.store import Store
+from adapter.snapshot.store import Store, discard, read_snapshot
 
 DAY_NS = 86_400 * 10**9
 
@@ -33,6 +35,14 @@ def test_what_saves_more_for_a_byte_stays():
     large, small = cached(1, size=1000), cached(2, size=10)
     assert kept([large, small], 1000) == ["t/f2"]
     assert kept([large, small], 1000, {large.path: 900.0, small.path: 1.0}) == ["t/f1"]
+
+
+def test_no_measured_saving_and_no_time_in_the_future_keeps_one_for_ever():
+    liar, honest = cached(1, size=100), cached(2, size=10)
+    assert kept([liar, honest], 100, {liar.path: 1e9, honest.path: 600.0}) == ["t/f2"]
+    ahead, fresh, old = cached(1, age_ns=-DAY_NS), cached(2, age_ns=DAY_NS // 2), cached(3, age_ns=2 * DAY_NS)
+    assert kept([ahead, fresh, old], 100) == ["t/f2"]
+    assert kept([ahead, fresh, old], 200) == ["t/f1", "t/f2"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 10 * DAY_NS)), max_size=12), st.integers(0, 3000))
@@ -93,6 +103,36 @@ def test_what_is_no_snapshot_is_not_listed(store, tmp_path):
     (store.folder("acme", "torn.acme") / "process-abc").mkdir()
     (store.folder("acme", "draft.acme") / ".draft-process-abc").mkdir()
     assert [one.name for one in read_cache(store.root)] == ["acme/embed.acme"]
+
+
+def test_of_a_folder_that_is_full_of_names_only_so_many_are_looked_at(store, monkeypatch):
+    publish(store, "embed.acme", 10)
+    full = store.folder("acme", "full.acme")
+    for n in range(3000):
+        (full / f"process-{n}").touch()
+    looked_at = []
+
+    def count(path, **_):
+        looked_at.append(path)
+        return read_snapshot(path)
+
+    monkeypatch.setattr(module, "read_snapshot", count)
+    assert [one.name for one in read_cache(store.root)] == ["acme/embed.acme"]
+    assert len(looked_at) <= 1001
+
+
+def test_one_that_cannot_be_removed_stops_nobody_elses_removal(store, monkeypatch):
+    stuck, other = publish(store, "stuck.acme", 100_000), publish(store, "other.acme", 100_000)
+
+    def fail(path):
+        if path == stuck.path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        discard(path)
+
+    monkeypatch.setattr(module, "discard", fail)
+    stayed, left = evict(store.root, 0, Savings())
+    assert ([one.path for one in stayed], [one.path for one in left]) == ([stuck.path], [other.path])
+    assert not other.path.exists()
 
 
 def test_no_store_is_an_empty_one(tmp_path):

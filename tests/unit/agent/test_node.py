@@ -53,6 +53,12 @@ def test_uses_within_a_minute_are_no_news():
     assert first == second
 
 
+@pytest.mark.parametrize(("used_s", "text"), [(-(10**9), "1970-01-01T00:00:00Z"), (10**21, "9999-12-31T23:59:00Z")])
+def test_a_time_that_a_container_made_up_is_published_as_the_nearest_there_is(used_s, text):
+    status = status_of([], Inventory(), [snapshot("acme/a.x", used_s)], disk_bytes_per_s=0, why_no_restore="")
+    assert status["snapshots"][0]["usedAt"] == text
+
+
 @pytest.mark.parametrize(
     ("text", "busy_ns"),
     [

@@ -91,6 +91,15 @@ def test_one_whose_annotations_cannot_be_used_holds_what_it_holds(annotation):
     assert (intent.key, intent.tenant) == ("embed.acme", "acme")
 
 
+@pytest.mark.parametrize("label", ["min", "max", "zero-duration"])
+def test_one_whose_openfaas_labels_cannot_be_used_holds_what_it_holds(label):
+    value = copy.deepcopy(pod())
+    value["metadata"]["labels"] = {"faas_function": "embed", f"com.openfaas.scale.{label}": "abc"}
+    intent = intent_of(read_pod(value), {})
+    assert intent is not None
+    assert (intent.key, intent.framework, intent.need.gpus) == ("embed.acme", "openfaas", 1)
+
+
 def test_a_pod_without_our_labels_is_no_function():
     value = pod()
     value["metadata"]["labels"] = {"app": "embed"}

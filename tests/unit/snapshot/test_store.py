@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from adapter.errors import Conflict, NotFound, SnapshotCorrupt
+from adapter.snapshot import store as module
 from adapter.snapshot.store import MANIFEST, VERIFIED, Store, compare, read_snapshot, verify
 
 IDENTITY = {"code": "a", "kernel": "6"}
@@ -275,13 +276,48 @@ def test_own_files_that_are_no_files_are_refused_and_not_opened(store, tmp_path,
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_numbers_beyond_all_bounds_are_refused(store):
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 30, "-1", "true", "1.5"])
+def test_numbers_beyond_all_bounds_are_refused(store, number):
     publish(store)
     (folder,) = store.root.glob("*/*/process-*")
     manifest = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(manifest.replace('"created_at_ns": ', '"created_at_ns": 1e999, "x": '))
+    (folder / MANIFEST).write_text(manifest.replace('"created_at_ns": ', f'"created_at_ns": {number}, "x": '))
     with pytest.raises(SnapshotCorrupt):
         find(store)
+
+
+@pytest.mark.parametrize("harm", ["pipe", "link", "large"])
+def test_a_manifest_that_is_replaced_after_it_was_looked_at_is_neither_followed_nor_waited_for(
+    store, tmp_path, monkeypatch, harm
+):
+    path = publish(store).path / MANIFEST
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(path.read_bytes())
+    check = module._check_trusted
+
+    def replaced(checked, *words, **more):
+        facts = check(checked, *words, **more)
+        if checked == path:
+            path.unlink()
+            if harm == "pipe":
+                os.mkfifo(path, 0o600)
+            elif harm == "link":
+                path.symlink_to(elsewhere)
+            else:
+                path.write_bytes(elsewhere.read_bytes() + b" " * 2**20)
+                path.chmod(0o600)
+        return facts
+
+    monkeypatch.setattr(module, "_check_trusted", replaced)
+    with pytest.raises(SnapshotCorrupt, match=MANIFEST):
+        read_snapshot(path.parent)
+
+
+def test_folders_that_the_manifest_does_not_list_are_refused(store):
+    path = publish(store).path
+    (path / "folder-1" / "below").mkdir(parents=True)
+    with pytest.raises(SnapshotCorrupt, match="folder-"):
+        read_snapshot(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
