@@ -371,6 +371,7 @@ def _check_trusted(path: Path, trusted: int, *, directory: bool = False) -> os.s
 
 
 def _check_facts(name: str, facts: os.stat_result, trusted: int, *, directory: bool = False) -> None:
+    """Raises `SnapshotCorrupt` where these are of something that somebody else can have written."""
     if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
         raise SnapshotCorrupt(f"{name} is not a {'folder' if directory else 'file'}.", why="Links are refused.")
     if facts.st_uid != trusted:
