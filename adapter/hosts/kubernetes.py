@@ -67,7 +67,8 @@ class Facts:
     """What the desired state says of functions, asked when it is needed.
 
     `owner_uid`: of the record of ``name.namespace``, empty where there is none. `keeps_snapshots`: whether a namespace
-    opted in. `pull_secrets`: which of a deployment's secrets are for pulling its image.
+    opted in. `pull_secrets`: which of a deployment's secrets are for pulling its image; raises `ConfigError` for one that
+    it may not have.
     """
 
     owner_uid: Callable[[str], str]
@@ -117,7 +118,6 @@ class KubernetesHost:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._starting: dict[tuple[str, str], _Starting] = {}
         self._replicas: dict[tuple[str, str], KubernetesReplica] = {}
-        self._pull_secrets: dict[tuple[str, str], Collection[str]] = {}
         self._leaving: set[str] = set()  # uids of pods that are to be deleted
         self._keeper: Keeper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -209,7 +209,7 @@ class KubernetesHost:
         check_deployment(deployment)
         check_terms(deployment)
         owner = self._owner(deployment)
-        self._pull_secrets[deployment.key, deployment.revision] = await self._facts.pull_secrets(deployment)
+        await self._facts.pull_secrets(deployment)  # told now, and looked at again by each start
         path = SERVICES.path(deployment.namespace, deployment.name)
         try:
             await self._api.apply(path, service_of(deployment, owner))
@@ -230,6 +230,7 @@ class KubernetesHost:
     # Replicas -----------------------------------------------------------------------------------
 
     async def start(self, deployment: Deployment, sink: EventSink, devices: tuple[str, ...] = ()) -> KubernetesReplica:
+        pull_secrets = await self._facts.pull_secrets(deployment)
         if self._closing:
             raise Unavailable("This host is shutting down.", code="closing")
         identity = new_identity(deployment.name)
@@ -238,7 +239,7 @@ class KubernetesHost:
             identity,
             self._owner(deployment),
             snapshots=self._facts.keeps_snapshots(deployment.namespace),
-            pull_secrets=self._pull_secrets.get((deployment.key, deployment.revision), ()),
+            pull_secrets=pull_secrets,
             pull_policy=self._pull_policy,
         )
         place = (deployment.namespace, identity)
@@ -389,7 +390,6 @@ class KubernetesHost:
 
     async def remove(self, deployment: Deployment) -> None:
         """What is left of it goes with its record."""
-        self._pull_secrets = {place: names for place, names in self._pull_secrets.items() if place[0] != deployment.key}
 
     async def close(self) -> None:
         """Let go of all replicas, which stay."""

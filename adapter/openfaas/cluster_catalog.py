@@ -30,7 +30,7 @@ from typing import Any
 from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, Resource
-from adapter.errors import AdapterError, Conflict, NotFound, Unavailable
+from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Unavailable
 from adapter.hosts.kubernetes_pods import MANAGED_BY, MANAGER, SELECTOR, record_name
 from adapter.keys import OPENFAAS_LABEL, SNAPSHOTS_LABEL
 from adapter.openfaas.background import Background
@@ -432,6 +432,8 @@ def read_record(data: Mapping[str, Any]) -> Record:
         revision, is_edited = int(said["revision"]), said.get("digest") != _digest(text)
         image = ImageFacts.from_json(json.loads(said["image"])) if said.get("image") else None
         entry = Entry(deployment, revision, metadata["creationTimestamp"], image)
+    except ConfigError as error:
+        return Record(key, uid, version, None, problem=f"{error.message} {error.why}".strip())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Record(key, uid, version, None, problem=f"{type(error).__name__}: {error}")
     return Record(key, uid, version, entry, is_edited)

@@ -39,13 +39,8 @@ class ClusterSecrets:
             secret = await self._get(namespace, name)
             if secret is None:
                 missing.append(name)
-            elif not (_is_managed(secret) or _is_for_pulling(secret)):
-                raise ConfigError(
-                    f"The secret {name} is not one of functions.",
-                    why=f"It is in the namespace {namespace}, without the label {MANAGED_BY}={MANAGER}.",
-                    hint=f"If functions may read it: kubectl -n {namespace} label secret {name} {MANAGED_BY}={MANAGER}",
-                    code="secret-foreign",
-                )
+            else:
+                _check_ours(namespace, name, secret)
         return missing
 
     async def put(self, namespace: str, name: str, value: bytes, *, new: bool) -> None:
@@ -70,9 +65,18 @@ class ClusterSecrets:
         await self._api.delete(SECRETS.path(namespace, name), uid=secret["metadata"]["uid"])
 
     async def for_pulling(self, deployment: Deployment) -> Collection[str]:
-        """Which of a deployment's secrets are Docker configurations."""
-        found = [(name, await self._get(deployment.namespace, name)) for name in deployment.secrets]
-        return frozenset(name for name, secret in found if secret is not None and _is_for_pulling(secret))
+        """Which of a deployment's secrets are Docker configurations.
+
+        Raises `ConfigError` for one that a function may not have: others than us may have written what it names.
+        """
+        found = set()
+        for name in deployment.secrets:
+            secret = await self._get(deployment.namespace, name)
+            if secret is not None:
+                _check_ours(deployment.namespace, name, secret)
+                if _is_for_pulling(secret):
+                    found.add(name)
+        return frozenset(found)
 
     async def docker_configs(self, namespace: str, names: Sequence[str]) -> list[bytes]:
         """Their values."""
@@ -93,6 +97,17 @@ class ClusterSecrets:
             return await self._api.get(SECRETS.path(namespace, name))
         except NotFound:
             return None
+
+
+def _check_ours(namespace: str, name: str, secret: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for one that functions may not have."""
+    if not (_is_managed(secret) or _is_for_pulling(secret)):
+        raise ConfigError(
+            f"The secret {name} is not one of functions.",
+            why=f"It is in the namespace {namespace}, without the label {MANAGED_BY}={MANAGER}.",
+            hint=f"If functions may read it: kubectl -n {namespace} label secret {name} {MANAGED_BY}={MANAGER}",
+            code="secret-foreign",
+        )
 
 
 def _name_of(secret: Mapping[str, Any]) -> str:

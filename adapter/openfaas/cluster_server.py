@@ -25,6 +25,7 @@ from adapter.errors import ConfigError
 from adapter.hosts.kubernetes import Facts, KubernetesHost
 from adapter.hosts.ports import listen
 from adapter.keys import PASSWORD_FILE, USER_FILE
+from adapter.openfaas.callbacks import Callbacks
 from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership
 from adapter.openfaas.cluster_logs import pod_logs
 from adapter.openfaas.cluster_secrets import ClusterSecrets
@@ -89,6 +90,7 @@ async def opened(api: Api, settings: ProviderSettings) -> AsyncIterator[tuple[Ga
             pod_logs(api, host.pods),
             _without_image,
             look=images.look,
+            callbacks=Callbacks(is_guarded=True, hosts=settings.callback_hosts),
         )
         yield gateway, lambda: catalog.is_current and host.is_current
     finally:

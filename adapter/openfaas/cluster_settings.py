@@ -64,6 +64,10 @@ class ProviderSettings:
     insecure_registries: tuple[str, ...] = _setting(
         "--insecure-registries", "GPUFN_INSECURE_REGISTRIES", _words, (), "hosts of registries without TLS"
     )
+    callback_hosts: tuple[str, ...] = _setting(
+        "--callback-hosts", "GPUFN_CALLBACK_HOSTS", _words, (),
+        "hosts that answers may be sent to though they are this machine, or on its link",
+    )  # fmt: skip
     function_role: str = _setting(
         "--function-role", "GPUFN_FUNCTION_ROLE", str, "",
         "ClusterRole to bind to ourselves in a namespace that is made through us; nothing: none",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import StorageError
+from adapter.errors import ConfigError, StorageError
 from adapter.files import sync, write_whole
 from adapter.openfaas.catalog import (
     Entry,
@@ -54,7 +54,7 @@ class FileCatalog:
                 data = json.loads(path.read_bytes())
                 deployment = FunctionDeployment.from_json(data["deployment"])
                 entries[deployment.key] = Entry(deployment, int(data["revision"]), str(data["created_at"]))
-            except (ValueError, KeyError, TypeError):
+            except (ConfigError, ValueError, KeyError, TypeError):
                 fields = {"file": path.name}
                 logger.exception("a function's file cannot be read and is left out", extra={"fields": fields})
         return entries

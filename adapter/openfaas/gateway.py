@@ -19,6 +19,7 @@ from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, EventSink, Host, Inventory, Replica, Terms
 from adapter.openfaas import wire
 from adapter.openfaas.background import Background
+from adapter.openfaas.callbacks import ANYWHERE, Callbacks
 from adapter.openfaas.catalog import Catalog, Entry, ImageFacts
 from adapter.openfaas.fleet import Fleet, Observer
 from adapter.openfaas.gpus import Gpus
@@ -60,13 +61,16 @@ class Gateway(Observer):
         inventory: Inventory | None = None,
         *,
         look: Look | None = None,
+        callbacks: Callbacks = ANYWHERE,
     ) -> None:
         self.host = host
         self.gpus = Gpus(inventory, is_ours=host.traits.grants_gpus)
         self.catalog = catalog
         self.logs = logs
         self.metrics = Metrics()
-        self.queue = Queue(state / "queue.sqlite", lambda key, invocation: self.proxy.call(self.fleet(key), invocation))
+        self.queue = Queue(
+            state / "queue.sqlite", lambda key, invocation: self.proxy.call(self.fleet(key), invocation), callbacks
+        )
         self.proxy = Proxy(self.metrics)
         self.fleets: dict[str, Fleet] = {}
         self.stopping = asyncio.Event()

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 from multidict import CIMultiDict
@@ -31,6 +30,7 @@ from multidict import CIMultiDict
 from adapter.errors import AdapterError, ConfigError, Overloaded, StorageError
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, DURATION_HEADER
 from adapter.openfaas.background import Background
+from adapter.openfaas.callbacks import ANYWHERE, Callbacks, Resolver
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.proxy import error_status
 
@@ -63,13 +63,15 @@ class _Lane:
 class Queue:
     """`put` accepts. `call` performs an invocation of ``name.namespace`` and may raise `AdapterError`."""
 
-    def __init__(self, path: Path, call: Call) -> None:
+    def __init__(self, path: Path, call: Call, callbacks: Callbacks = ANYWHERE) -> None:
         self._call = call
+        self._callbacks = callbacks
         self._jobs = _Jobs(path)
         self._disk = ThreadPoolExecutor(1, "queue")  # one thread, one connection
         self._lanes: dict[str, _Lane] = {}
         self._background = Background()
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=Resolver(callbacks)),
             timeout=aiohttp.ClientTimeout(total=_CALLBACK_LIMIT_S),
             cookie_jar=aiohttp.DummyCookieJar(),  # what one function's receiver sets is not for another's
         )
@@ -81,7 +83,8 @@ class Queue:
 
     async def put(self, function: str, invocation: Invocation) -> None:
         """Returns when it is on the disk. Raises `ConfigError` for a callback that is none, `Overloaded`, `StorageError`."""
-        _check_callback(invocation.headers.get(CALLBACK_HEADER))
+        if (url := invocation.headers.get(CALLBACK_HEADER)) is not None:
+            self._callbacks.check(url)
         lane = self._lanes.get(function)
         if lane is not None and len(lane.waiting) >= LANE_LIMIT:
             raise Overloaded(
@@ -180,10 +183,14 @@ class Queue:
         problem = ""
         for wait_s in (*RETRY_S, None):
             try:
+                self._callbacks.check(url)  # an earlier life may have taken it
                 async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                     if _is_taken(response.status):
                         return
                     problem = f"status {response.status}"
+            except ConfigError as exc:
+                problem = f"{exc.message} {exc.why}"
+                break
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
                 problem = str(exc) or type(exc).__name__
             if wait_s is not None:
@@ -247,20 +254,6 @@ class _Jobs:
 def _is_taken(status: int) -> bool:
     """A refusal is an answer too. A redirect is none: following it would lose the body, or send it to strangers."""
     return status < 300 or (400 <= status < 500 and status != 429)
-
-
-def _check_callback(url: str | None) -> None:
-    if url is None:
-        return
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(
-            f"{CALLBACK_HEADER} {url!r} cannot be called.", hint="Use http://… or https://…", code="bad-callback"
-        )
 
 
 def _seconds(text: str | None) -> float:

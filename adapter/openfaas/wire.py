@@ -19,6 +19,11 @@ STATUS_ANNOTATION = f"{DOMAIN}/status"
 """``<state>: <why>`` of a function that cannot serve yet, or not at all, or ``note: …``; ignored in a deploy."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_WIRE_NAMES = {
+    "env_process": "envProcess",
+    "env_vars": "envVars",
+    "read_only_root_filesystem": "readOnlyRootFilesystem",
+}
 _SECRET_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
 
@@ -69,27 +74,35 @@ class FunctionDeployment:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> FunctionDeployment:
-        tuples = {"constraints": tuple(data["constraints"]), "secrets": tuple(data["secrets"])}
-        return cls(**{**data, **tuples})
+    def from_json(cls, data: Any) -> FunctionDeployment:
+        """What `to_json` gave; it lies where others can write it. Raises `ConfigError`."""
+        if not isinstance(data, dict):
+            raise ConfigError("A deployment is no JSON object.", code="bad-json")
+        return cls._read(data, {})
 
     @classmethod
     def parse(cls, body: bytes) -> FunctionDeployment:
         """A deploy's body. Unknown keys are other versions' business; raises `ConfigError` for wrong ones."""
-        data = parse_object(body)
+        return cls._read(parse_object(body), _WIRE_NAMES)
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any], names: Mapping[str, str]) -> FunctionDeployment:
+        """`names`: keys that are not called as the field is."""
         deployment = cls(
             service=name_in(data, "service"),
             image=_text(data, "image"),
             namespace=namespace_in(data),
-            env_process=_text(data, "envProcess"),
-            env_vars=texts_in(data, "envVars"),
+            env_process=_text(data, names.get("env_process", "env_process")),
+            env_vars=texts_in(data, names.get("env_vars", "env_vars")),
             constraints=_list(data, "constraints"),
             secrets=_list(data, "secrets"),
             labels=texts_in(data, "labels"),
             annotations=texts_in(data, "annotations"),
             limits=texts_in(data, "limits"),
             requests=texts_in(data, "requests"),
-            read_only_root_filesystem=_switch(data, "readOnlyRootFilesystem"),
+            read_only_root_filesystem=_switch(
+                data, names.get("read_only_root_filesystem", "read_only_root_filesystem")
+            ),
         )
         if not deployment.image:
             raise ConfigError("The deploy names no image.", why="`image` says which function folder to run.")

@@ -19,7 +19,7 @@ from adapter.cluster.resources import CONFIG_MAPS, PODS, SECRETS, SERVICES
 from adapter.errors import AdapterError, ConfigError, NotFound
 from adapter.hosts import Deployment, ReplicaState, Terms
 from adapter.hosts.kubernetes import Facts, KubernetesHost
-from adapter.hosts.kubernetes_pods import record_name
+from adapter.hosts.kubernetes_pods import MANAGED_BY, record_name
 from adapter.openfaas.cluster_catalog import record_of
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment
@@ -145,7 +145,9 @@ class KubernetesHostContract:
             async with opened(kube) as place:
                 name = f"{place.name}-token"
                 data = {"token": base64.b64encode(b"seven").decode()}
-                await place.api.create(SECRETS.path(place.namespace), SECRETS.body(name, place.namespace, data=data))
+                metadata = {"labels": {MANAGED_BY: "openfaas"}}
+                body = SECRETS.body(name, place.namespace, metadata=metadata, data=data)
+                await place.api.create(SECRETS.path(place.namespace), body)
                 wanted = place.function(names=(name,))
                 await place.host.prepare(wanted)
                 replica = await place.host.start(wanted, Listener())

@@ -7,6 +7,7 @@ those of `HANDLERS` and ``missing``, and `state_dir`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 from collections import Counter
@@ -15,13 +16,14 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from adapter.cluster.resources import CONFIG_MAPS, PODS
+from adapter.cluster.resources import CONFIG_MAPS, PODS, SECRETS
 from adapter.errors import NotFound
 from adapter.hosts.kubernetes_pods import record_name
 from adapter.hosts.ports import listen
 from adapter.openfaas.cluster_server import opened
 from adapter.openfaas.cluster_settings import ProviderSettings
 from adapter.openfaas.server import run_gateway
+from adapter.openfaas.wire import STATUS_ANNOTATION
 from tests.contract.hosts.kubernetes import eventually
 
 LIMIT_S = 120.0
@@ -309,6 +311,38 @@ class ProviderContract:
 
                 await eventually(is_removed)
                 await eventually(lambda: _are(provider, name, 0))
+
+        run(scenario())
+
+    def test_what_kubectl_writes_may_ask_for_no_more_than_a_deploy(self, kube, state_dir):
+        async def scenario():
+            async with function_of(kube, state_dir) as (provider, name):
+                foreign, path = (
+                    SECRETS.path(provider.namespace, f"{name}-foreign"),
+                    CONFIG_MAPS.path(provider.namespace, record_name(name)),
+                )
+                secret = {"type": "Opaque", "data": {"token": base64.b64encode(b"seven").decode()}}
+                await provider.api.create(
+                    SECRETS.path(provider.namespace), SECRETS.body(f"{name}-foreign", provider.namespace, **secret)
+                )
+                try:
+                    await provider.deploy(name)
+                    for edit, reason in (
+                        ({"secrets": [f"{name}-foreign"]}, "is not one of functions"),
+                        ({"annotations": {"gpufn.dev/idle": "soon"}}, "gpufn.dev/idle"),
+                    ):
+                        record = json.loads((await provider.api.get(path))["data"]["deployment"])
+                        edited = json.dumps({**record, "secrets": [], "annotations": {}} | edit)
+                        await provider.api.patch(path, {"data": {"deployment": edited}})
+
+                        async def is_told(reason=reason):
+                            status = (await provider.describe(name))["annotations"].get(STATUS_ANNOTATION, "")
+                            return status.startswith("failed") and reason in status
+
+                        await eventually(is_told)
+                        assert await provider.call(name) == (200, " hi")  # the one before
+                finally:
+                    await provider.api.delete(foreign)
 
         run(scenario())
 

@@ -11,10 +11,12 @@ import pytest
 
 from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, SECRETS
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
+from adapter.hosts import Deployment
 from adapter.openfaas.catalog import ImageFacts
 from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership, read_record, record_of
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment
+from adapter.spec import parse_spec
 from tests.fakes.api_server import status
 from tests.fakes.pods import FakeCluster
 from tests.fakes.replicas import until
@@ -159,7 +161,19 @@ def test_an_edit_whose_image_cannot_be_looked_at_is_taken_with_a_note():
     run(scenario())
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"service": 1}', '{"service": "other"}'])
+_BROKEN = (
+    {"service": "other"},
+    {"image": ""},
+    {"env_vars": ["A"]},
+    {"secrets": "token"},
+    {"secrets": [{}]},
+    {"limits": {"cpu": 1}},
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"service": 1}', *(json.dumps(FN.to_json() | change) for change in _BROKEN)]
+)
 def test_an_edit_that_breaks_a_record_leaves_what_runs(text):
     async def scenario():
         async with opened() as place:
@@ -370,10 +384,18 @@ def test_secrets_for_pulling_need_no_label_and_are_told_apart():
             data = {".dockerconfigjson": base64.b64encode(b"{}").decode()}
             await place.fake.put(_secret("registry"), {"type": "kubernetes.io/dockerconfigjson", "data": data})
             secrets = place.catalog._secrets
+            await place.fake.put(_secret("foreign"), {"type": "Opaque", "data": {}})
             assert await place.catalog.missing_secrets(NAMESPACE, ["registry"]) == []
+            assert await secrets.for_pulling(_needing("registry", "absent")) == {"registry"}
+            with pytest.raises(ConfigError, match="not one of functions"):
+                await secrets.for_pulling(_needing("registry", "foreign"))
             assert await secrets.docker_configs(NAMESPACE, ["registry", "absent"]) == [b"{}"]
 
     run(scenario())
+
+
+def _needing(*secrets):
+    return Deployment("fn", NAMESPACE, "1", "fn:1", parse_spec({}, {}), secrets=secrets)
 
 
 def test_whoever_deploys_is_not_told_before_its_write_is_done():

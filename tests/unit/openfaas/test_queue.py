@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from adapter.errors import ConfigError, NotFound, Overloaded, StorageError
 from adapter.openfaas import queue as module
+from adapter.openfaas.callbacks import ANYWHERE, Callbacks
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.queue import LANE_WIDTH, Queue
 from tests.fakes.replicas import run, until
@@ -25,8 +26,8 @@ def invocation(body=b"x", **headers) -> Invocation:
 
 
 @asynccontextmanager
-async def queue_of(state, call):
-    queue = Queue(state / "queue.sqlite", call)
+async def queue_of(state, call, callbacks=ANYWHERE):
+    queue = Queue(state / "queue.sqlite", call, callbacks)
     queue.start()
     try:
         yield queue
@@ -304,5 +305,71 @@ def test_what_is_done_when_it_closes_is_crossed_off(state_dir):
         async with queue_of(state_dir, call) as queue:
             await until(lambda: not queue._lanes)
         assert done == [b"x"]
+
+    run(scenario())
+
+
+GUARDED = Callbacks(is_guarded=True)
+
+
+def why_not_taken(caplog) -> str:
+    return " ".join(record.fields["why"] for record in caplog.records if record.message == "a callback was not taken")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "169.254.169.254",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[fe80::1]",
+        "0.0.0.0",
+        "[::1%1]",
+        "127.1",
+        "2130706433",
+    ],
+)
+def test_where_it_is_guarded_an_address_of_this_machine_or_its_link_is_refused(state_dir, host):
+    async def scenario():
+        async with queue_of(state_dir, None, GUARDED) as queue:
+            with pytest.raises(ConfigError) as error:
+                await queue.put("fn.ns", invocation(**{"X-Callback-Url": f"http://{host}/"}))
+            assert error.value.code == "bad-callback"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("host", ["localhost", "0x7f000001"])
+def test_where_it_is_guarded_a_name_of_this_machine_is_not_called_unless_it_is_allowed(state_dir, host, caplog):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b""
+
+        async with callbacks() as (got, url):
+            named = {"X-Callback-Url": url.replace("127.0.0.1", host)}
+            async with queue_of(state_dir, call, GUARDED) as queue:
+                await queue.put("fn.ns", invocation(**named))
+                await until(lambda: "callbacks may not go there" in why_not_taken(caplog))
+                assert got == []
+            async with queue_of(state_dir, call, Callbacks(is_guarded=True, hosts=[host])) as queue:
+                await queue.put("fn.ns", invocation(**named))
+                await until(lambda: got)
+
+    run(scenario())
+
+
+def test_what_an_earlier_life_took_is_not_called_either(state_dir, caplog):
+    async def scenario():
+        async def call(*_):
+            return 200, CIMultiDict(), b""
+
+        async with callbacks() as (got, url):
+            async with queue_of(state_dir, call) as queue:
+                queue._advance = lambda _: None
+                await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            async with queue_of(state_dir, call, GUARDED):
+                await until(lambda: "may not be called" in why_not_taken(caplog))
+            assert got == []
 
     run(scenario())
