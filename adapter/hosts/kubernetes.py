@@ -362,6 +362,7 @@ class KubernetesHost:
     # Removal ------------------------------------------------------------------------------------
 
     def _remove(self, pod: Pod, at_once: bool) -> None:  # a callback of two values
+        self._leaving.add(pod.uid)
         self._run(self._delete(pod, _AT_ONCE_S if at_once else None))
 
     async def _delete(self, pod: Pod, grace_s: int | None) -> None:
