@@ -83,9 +83,9 @@ def run(options: Options) -> Iterable[Bar]:
         for arm in ARMS:
             replay = _Replay(cluster, arm, Fleet(ordered), {name: at for at, name in enumerate(names)})
             samples[arm] = asyncio.run(replay.run(pods))
-            print(f"… {arm}: {samples[arm][-1]}", file=sys.stderr, flush=True)
-            words = ("--all", f"--namespace={NAMESPACE}", "--grace-period=0", "--force")
-            cluster.kubectl("delete", "pods", *words, timeout_s=1200)
+            mean = statistics.mean(sample.stranded_gpus for sample in samples[arm])
+            print(f"… {arm}: mean {mean:.1f}, {samples[arm][-1]}", file=sys.stderr, flush=True)
+            cluster.kubectl("delete", "--raw", f"{PODS.path(NAMESPACE)}?gracePeriodSeconds=0", timeout_s=1200)
     means = {arm: statistics.mean(sample.stranded_gpus for sample in taken) for arm, taken in samples.items()}
     for other in ("default", "binpack"):
         yield Bar.of(
