@@ -123,7 +123,8 @@ class _Judge:
         if node.taints and (taint := untolerated(node.taints, self._tolerations)):
             return None, Fit("taint", f"It has the taint {taint}.")
         if self._has_terms and (refused := self._terms(node)):
-            return None, refused
+            _, found = self._offer(node) if need.gpus else (None, _NONE_NEEDED)
+            return None, found if found.code in WRONG_GPU else refused  # terms may follow from that: it says more
         offer, found = self._offer(node) if need.gpus else (None, _NONE_NEEDED)
         if not found.code and (need.cpu_milli > node.free_cpu_milli or need.host_memory_bytes > node.free_memory_bytes):
             return None, _short(need, node)

@@ -71,6 +71,7 @@ def order(asked, *nodes, **more):
         (need(), node("n", gpus(), why_not="driver-upgrade"), "driver-upgrade"),
         (need(), node("n", gpus(), taints=(Taint("team", "ml"),)), "taint"),
         (need(terms=NodeTerms((Requirement("zone", "In", ("a",)),))), node("n", gpus(), labels={"zone": "b"}), "node-selector"),
+        (need(models=("T4",), terms=NodeTerms((Requirement("zone", "In", ("a",)),))), node("n", gpus()), "gpu-model"),
     ],
 )  # fmt: skip
 def test_a_node_that_does_not_fit_says_why(asked, there, code):
