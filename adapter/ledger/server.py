@@ -74,7 +74,7 @@ class LedgerService:
     async def _take(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         if not caller.writes:
-            raise _Denied("Only agents write records.", f"The token is {caller.namespace}/{caller.account}'s.")
+            raise _Denied("Only agents write records.", why=f"The token is {caller.namespace}/{caller.account}'s.")
         body = await request.read()
         now_ns = self._clock_ns()
         async with self._writing:
@@ -93,7 +93,7 @@ class LedgerService:
         async def handle(request: web.Request) -> web.Response:
             caller = await self._caller(request)
             if not caller.reads:
-                raise _Denied("This account may not read.", f"The token is {caller.namespace}/{caller.account}'s.")
+                raise _Denied("This account may not read.", why=f"The token is {caller.namespace}/{caller.account}'s.")
             async with self._answering:
                 text = await asyncio.to_thread(lambda: json.dumps(answer(request.query)))
             return web.Response(text=text, content_type="application/json")
@@ -158,7 +158,7 @@ class LedgerService:
             token = token.strip() if kind.lower() == "bearer" else ""
         caller = await self._callers.of(token) if token else None
         if caller is None:
-            raise _Denied("The ledger does not know you.", "There is no token for it, or it has ended.", status=401)
+            raise _NotAuthenticated("The ledger does not know you.", why="There is no token for it, or it has ended.")
         return caller
 
 
@@ -190,9 +190,13 @@ def capacity_json(found: Conservation) -> dict[str, Any]:
 
 
 class _Denied(AdapterError):
-    def __init__(self, message: str, why: str, status: int = 403) -> None:
-        super().__init__(message, why=why, code="not-authenticated" if status == 401 else "forbidden")
-        self.status = status
+    http_status = 403
+    default_code = "forbidden"
+
+
+class _NotAuthenticated(_Denied):
+    http_status = 401
+    default_code = "not-authenticated"
 
 
 @web.middleware
@@ -200,7 +204,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except _Denied as error:
-        return _json(error.to_json(), status=error.status)
+        return _json(error.to_json(), status=error.http_status)
     except LedgerError as error:  # the database is away: the same will do later
         logger.error("the ledger cannot be reached", extra={"fields": {"why": error.why, "hint": error.hint}})  # noqa: TRY400
         return _json(error.to_json(), status=503, headers={"Retry-After": "1"})
