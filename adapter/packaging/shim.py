@@ -57,6 +57,14 @@ def shim_made_from() -> dict[str, str]:
     return {"gpufn": adapter.__version__, "sources": whole.hexdigest(), "python": sys.version.split()[0]}
 
 
+def leave_only_the_shim(root: Path) -> None:
+    """Removes from `root`, an installed `adapter` in an image, what no function needs. The template's builds call it."""
+    kept = {*SHIM_PACKAGES, *(f"{name}.py" for name in SHIM_MODULES), "py.typed"}
+    for path in root.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def make_shim(layer: Making, environ: Mapping[str, str]) -> None:
     """The package in a folder of its own, which the image's processes have on their path."""
     for path in shim_files():

@@ -49,6 +49,8 @@ wanted requirements-nodeps.txt >wanted-nodeps.txt
 
 # In an image runs the shim only. Compiled here, once, since a read-only container cannot keep it.
 [ ! -e vouched.txt ] || xargs rm -rf <vouched.txt
-(cd "$site/adapter" && rm -rf cli hosts ledger openfaas packaging policy registry)
+/venv/bin/python -I -c 'import pathlib, sys
+from adapter.packaging.shim import leave_only_the_shim
+leave_only_the_shim(pathlib.Path(sys.argv[1]))' "$site/adapter"
 rm -rf /venv/bin/gpufn /venv/bin/[aA]ctivate* /venv/include
 /venv/bin/python -m compileall -q -j 0 "$site" >/dev/null || true # some packages bring files that are no Python
