@@ -58,7 +58,7 @@ def daemon(programs: Path, data: Path | None = None) -> Iterator[Docker]:
     log = folder / "dockerd.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--iptables=false", "--bridge=none"],
+            [*command, "--iptables=false", "--bridge=none", "--userland-proxy=false"],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
