@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from adapter.keys import AGENT_NAMESPACE, SYSTEM_NAMESPACE
+from adapter.policy.conservation import HOUR_NS
+from adapter.policy.leases import CPU_DEVICE
 from benchmarks.results_file import Bar, ratio_of_medians
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
@@ -40,6 +42,8 @@ _LIMIT_S = 180.0
 _DOWN_S = 20.0
 """How long requests are sent while each component is down."""
 _CALLERS = 4
+WAKING = "waking"
+"""The function that holds a GPU and is woken while a component is down."""
 COMPONENTS = ("webhook", "controller", "agent", "ledger")
 
 
@@ -77,10 +81,15 @@ class Knative:
             self.cluster.kubectl("create", "namespace", namespace)
         self.cluster.kubectl("label", "namespace", SNAPSHOTS, "gpufn.dev/snapshots=enabled")
 
-    def deploy(self, name: str, namespace: str, **annotations: str) -> None:
+    def deploy(
+        self, name: str, namespace: str, annotations: Mapping[str, str] = {}, *, image: str = "", gpus: int = 0
+    ) -> None:
+        container: dict[str, Any] = {"image": f"dev.local/{image or name}:1", "imagePullPolicy": "IfNotPresent"}
+        if gpus:
+            container["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
         template = {
             "metadata": {"annotations": {"gpufn.dev/idle": "6s", **annotations}},
-            "spec": {"containers": [{"image": f"dev.local/{name}:1", "imagePullPolicy": "IfNotPresent"}]},
+            "spec": {"containers": [container]},
         }
         service = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "spec": {"template": template}}
         self.cluster.apply([{**service, "metadata": {"name": name, "namespace": namespace}}])
@@ -147,7 +156,7 @@ def _session() -> requests.Session:
 def wakes(knative: Knative, runs: int, options: Options) -> Iterator[Bar]:
     """From zero, through ingress and activator, to the first correct byte; in turns, so that both see the same machine."""
     for namespace in (PLAIN, SNAPSHOTS):
-        knative.deploy("embed", namespace, **{"gpufn.dev/snapshot": "on"})
+        knative.deploy("embed", namespace, {"gpufn.dev/snapshot": "on"})
     right = knative.call("embed", SNAPSHOTS, TEXT).json()
     events = ("-n", SNAPSHOTS, "events.events.k8s.io")
     wait_until("snapshot", lambda: "SnapshotTaken" in knative.cluster.kubectl("get", *events, "-o", "json"), 300)
@@ -196,7 +205,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def bursts(knative: Knative, openfaas: OpenFaaS) -> Iterator[Bar]:
     """200 requests at once at zero: those not answered rightly, and how many pods it took."""
-    knative.deploy("echo", PLAIN, **{"gpufn.dev/max": "1", "gpufn.dev/in-flight": "8"})
+    knative.deploy("echo", PLAIN, {"gpufn.dev/max": "1", "gpufn.dev/in-flight": "8"})
     knative.at_zero("echo", PLAIN)
     runs = {
         "knative": burst(lambda body: knative.call("echo", PLAIN, body), lambda: knative.pods("echo", PLAIN)),
@@ -262,17 +271,22 @@ class Calls:
 
 
 def components_down(knative: Knative) -> Iterator[Bar]:
-    """Each component away for a while under load, wakes from zero included; then lease totals close again."""
+    """Each component away for a while under load: on a replica that runs, and on one that holds a GPU and is woken and
+    ended meanwhile. Then lease totals close again."""
+    knative.deploy(WAKING, PLAIN, image="echo", gpus=1)
     runs: list[dict[str, Any]] = []
     for component in COMPONENTS:
+        knative.at_zero(WAKING, PLAIN)
         with Calls(lambda body: knative.call("echo", PLAIN, body)) as calls, down(knative.gpufn, component):
+            woken = [knative.call(WAKING, PLAIN, b"x").status_code]
             time.sleep(_DOWN_S)
-            knative.deploy("embed", PLAIN, **{"gpufn.dev/snapshot": "off", "example.com/round": component})
-            woken = knative.call("embed", PLAIN, TEXT).status_code
-        runs.append({"component": component, "right": calls.right, "lost": len(calls.lost) + (woken != 200),
-                     "why": calls.lost[:3]})  # fmt: skip
+            knative.at_zero(WAKING, PLAIN)
+            woken.append(knative.call(WAKING, PLAIN, b"x").status_code)
+        runs.append({"component": component, "right": calls.right, "lost": len(calls.lost) + sum(w != 200 for w in woken),
+                     "why": calls.lost[:3], "woken": woken})  # fmt: skip
     yield Bar.of("component_down_lost", sum(run["lost"] for run in runs), "requests", runs)
-    yield Bar.of("lease_residual_s", residual_s(knative.gpufn), "s")
+    knative.at_zero(WAKING, PLAIN)
+    yield Bar.of("lease_residual_s", residual_s(knative.gpufn), "s", held_by(knative.gpufn, WAKING))
 
 
 @contextlib.contextmanager
@@ -299,7 +313,29 @@ def down(gpufn: Installation, component: str) -> Iterator[None]:
 
 
 def residual_s(gpufn: Installation) -> float:
-    """The largest of any device and hour, of what is left when all that is known is taken from its capacity."""
+    """The largest of any device and hour, of what is left when all that is known is taken from its capacity: once all
+    that was kept while somebody was down is delivered, or what is left of it after a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        now_ns = time.time_ns()
+        hours = gpufn.ledger(f"capacity?start_ns={now_ns - 3 * HOUR_NS}&end_ns={now_ns}")["hours"]
+        if not hours:
+            raise SystemExit("the ledger knows of no GPU")
+        left_s: float = max(abs(hour["residual_ns"]) for hour in hours) / 1e9
+        if left_s == 0 or time.monotonic() > deadline:
+            return left_s
+        time.sleep(1)
+
+
+def held_by(gpufn: Installation, function: str) -> list[dict[str, Any]]:
+    """When it held which GPU, in seconds since 1970: what the residual is nothing of."""
     now_ns = time.time_ns()
-    hours = gpufn.ledger(f"capacity?start_ns={now_ns - 3 * 3600 * 10**9}&end_ns={now_ns}")["hours"]
-    return max((abs(hour["residual_ns"]) / 1e9 for hour in hours), default=0.0)
+    asked = f"leases?start_ns={now_ns - 3 * HOUR_NS}&end_ns={now_ns}&function={function}&summary=true"
+    leases = [lease for lease in gpufn.ledger(asked)["leases"] if lease["device"] != CPU_DEVICE]
+    if not leases:
+        raise SystemExit(f"the ledger knows of no GPU that {function} held")
+    return [
+        {"device": lease["device"], "phase": lease["phase"], "from_s": lease["started_at_ns"] / 1e9,
+         "to_s": lease["ended_at_ns"] / 1e9}
+        for lease in leases
+    ]  # fmt: skip
