@@ -55,7 +55,7 @@ def plane(control_plane, repository):
     for name in ("gpunode.yaml", "namespaces.yaml", "people.yaml"):
         control_plane.kubectl("apply", "--server-side", "-f", str(repository / "manifests/base" / name))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/gpunodes.gpufn.dev", f"--timeout={WAIT_S}s")
-    control_plane.kubectl("create", "namespace", "cli")
+    control_plane.make_namespace("cli")
     yield control_plane
     control_plane.kubectl("delete", "namespace", "cli", SYSTEM, "gpufn-agents")
     control_plane.kubectl("delete", "crd", "gpunodes.gpufn.dev")

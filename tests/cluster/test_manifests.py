@@ -47,7 +47,7 @@ def overlay(name: str) -> str:
 def installed(control_plane: Cluster) -> Iterator[Cluster]:
     """A control plane with everything applied, a namespaces of the frameworks, and a node that is only an object."""
     for name in THEIRS:
-        control_plane.kubectl("create", "namespace", name)
+        control_plane.make_namespace(name)
     control_plane.kubectl("apply", overlay("both"))
     control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
     yield control_plane
@@ -215,8 +215,7 @@ def test_what_a_node_has_is_read_at_a_glance(installed):
 @pytest.fixture(scope="module")
 def opted_in(installed) -> Iterator[str]:
     """A namespace whose functions may keep snapshots."""
-    installed.kubectl("create", "namespace", "with-snapshots")
-    installed.kubectl("label", "namespace", "with-snapshots", f"{SNAPSHOTS_LABEL}=enabled")
+    installed.make_namespace("with-snapshots", {SNAPSHOTS_LABEL: "enabled"})
     yield "with-snapshots"
     installed.kubectl("delete", "namespace", "with-snapshots")
 

@@ -201,7 +201,7 @@ def test_a_provider_that_is_rolled_out_anew_loses_no_request(gateway):
 
 def test_two_namespaces_are_apart(gateway):
     cluster = gateway.cluster
-    cluster.kubectl("create", "namespace", SECOND)
+    cluster.make_namespace(SECOND)
     bound = ("--clusterrole", "gpufn-provider-functions", "--serviceaccount", f"{SYSTEM}:gpufn-provider")
     cluster.kubectl("create", "rolebinding", "gpufn-provider", f"--namespace={SECOND}", *bound)
     cluster.kubectl("label", "namespace", SECOND, "openfaas=1")

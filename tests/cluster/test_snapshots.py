@@ -17,6 +17,7 @@ from adapter.cluster.informer import Informer
 from adapter.cluster.resources import EVENTS, GPU_NODES, NAMESPACES, NETWORK_POLICIES, PODS
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.errors import NotFound
+from adapter.keys import SNAPSHOTS_LABEL
 
 WAIT_S = 60
 NODE = "node-a"
@@ -28,8 +29,7 @@ def place(control_plane, repository):
     control_plane.kubectl("apply", "-f", str(repository / "manifests/base/gpunode.yaml"))
     control_plane.kubectl("wait", "crd/gpunodes.gpufn.dev", "--for=condition=Established", f"--timeout={WAIT_S}s")
     name = f"test-{uuid.uuid4().hex[:8]}"
-    control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("label", "namespace", name, "gpufn.dev/snapshots=enabled")
+    control_plane.make_namespace(name, {SNAPSHOTS_LABEL: "enabled"})
     control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")

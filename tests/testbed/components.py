@@ -27,7 +27,7 @@ _END_S = 60
 
 
 def install(cluster: Cluster) -> None:
-    cluster.kubectl("create", "namespace", "knative-serving")
+    cluster.make_namespace("knative-serving")
     cluster.kubectl("apply", f"--kustomize={OVERLAY}")
 
 

@@ -32,7 +32,7 @@ class Installation:
         """Returns when all components are ready. $GPUFN_TEST_IMAGE: an archive to take for the image of this tree."""
         kubectl = self.cluster.kubectl
         self.cluster.load_archive(Path(os.environ.get("GPUFN_TEST_IMAGE") or adapter_image.archive()))
-        kubectl("create", "namespace", FUNCTIONS)
+        self.cluster.make_namespace(FUNCTIONS)
         kubectl("apply", self._folder)
         self._secret("gpufn-ledger", url=self.database)
         self._secret("gpufn-basic-auth", **{"basic-auth-user": LOGIN[0], "basic-auth-password": LOGIN[1]})
