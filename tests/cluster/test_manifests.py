@@ -45,7 +45,7 @@ def overlay(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(control_plane: Cluster) -> Iterator[Cluster]:
-    """A control plane with everything applied, a namespaces of the frameworks, and a node that is only an object."""
+    """A control plane with everything applied, the frameworks' namespaces, and a node that is only an object."""
     for name in THEIRS:
         control_plane.make_namespace(name)
     control_plane.kubectl("apply", overlay("both"))
@@ -373,10 +373,16 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         ),
         (
             "gpufn-system:gpufn-controller",
-            ["get secrets/gpufn-webhook-tls -n gpufn-system", "patch mutatingwebhookconfigurations/gpufn"],
+            [
+                "get secrets/gpufn-webhook-tls -n gpufn-system",
+                "patch mutatingwebhookconfigurations/gpufn",
+                "create networkpolicies.networking.k8s.io/gpufn-snapshot-pods -n openfaas-fn",
+            ],
             [
                 "get secrets/gpufn-ledger -n gpufn-system",
                 "patch mutatingwebhookconfigurations/another",
+                "create networkpolicies.networking.k8s.io/another -n openfaas-fn",
+                "create configmaps/another -n gpufn-system",
                 "list secrets -A",
             ],
         ),
@@ -388,12 +394,17 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         (
             "gpufn-agents:gpufn-agent",
             ["patch gpunodes.gpufn.dev --subresource=status"],
-            ["patch nodes", "get secrets -A"],
+            ["patch nodes", "get secrets -A", "get pods -A", "delete gpunodes.gpufn.dev"],
         ),
         (
             "gpufn-system:gpufn-provider",
             ["create pods -n openfaas-fn", "list namespaces"],
-            ["create pods -n default", "get secrets -n gpufn-system", "update pods -n openfaas-fn"],
+            [
+                "create pods -n default",
+                "get secrets -n gpufn-system",
+                "update pods -n openfaas-fn",
+                "get services -n openfaas-fn",
+            ],
         ),
         ("gpufn-system:gpufn-reader", [], ["list pods -A", "get gpunodes.gpufn.dev"]),
     ],
