@@ -178,6 +178,14 @@ class Cluster:
         """The administrator's."""
         return self.site.admin
 
+    def kubeconfig_for(self, token: str, path: Path) -> Path:
+        """Writes the one of whoever has this token."""
+        config = json.loads(self.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": token}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
+
     def kubectl(self, *words: str, stdin: str | bytes = b"", timeout_s: float = 120) -> str:
         """What kubectl printed, as the administrator. Raises `TestbedFailed` with what it said."""
         program = str(self.site.programs.kubernetes / "kubectl")
