@@ -44,12 +44,12 @@ def make_work(api: Api, view: ClusterView, metrics: ControllerMetrics) -> Work:
     """`api` writes only while this replica leads."""
     events = EventRecorder(api, "controller")
     knative, revisions, autoscalers = KnativeDefaults(api), revisions_of(api), autoscalers_of(api)
-    taker = SnapshotTaker(api, view.namespaces, events)
+    taker = SnapshotTaker(api, view, events)
     traffic = LedgerTraffic(LedgerReader().activity)
     tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory)
     return Work(
         (CertificateKeeper(api), UnplacedPods(view, events, metrics), taker, tuner),
-        (*taker.caches, *knative.caches, revisions, autoscalers),
+        (taker.takings, *knative.caches, revisions, autoscalers),
     )
 
 
