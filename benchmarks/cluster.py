@@ -77,9 +77,8 @@ class Knative:
 
     def __init__(self, gpufn: Installation) -> None:
         self.gpufn, self.cluster = gpufn, gpufn.cluster
-        for namespace in (PLAIN, SNAPSHOTS):
-            self.cluster.kubectl("create", "namespace", namespace)
-        self.cluster.kubectl("label", "namespace", SNAPSHOTS, "gpufn.dev/snapshots=enabled")
+        self.cluster.make_namespace(PLAIN)
+        self.cluster.make_namespace(SNAPSHOTS, {"gpufn.dev/snapshots": "enabled"})
 
     def deploy(
         self, name: str, namespace: str, annotations: Mapping[str, str] = {}, *, image: str = "", gpus: int = 0

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapter.cluster.resources import EVENTS, GPU_NODES, NAMESPACES, PODS
+from adapter.cluster.resources import EVENTS, GPU_NODES, PODS
 from adapter.keys import DOMAIN, FUNCTION_LABEL, NVIDIA_GPU, SNAPSHOTS_LABEL
 from benchmarks.admission import MODELS, NAMESPACE, NODE_COUNT, TAINT, agent_status, node_labels, quantile, review
 from benchmarks.results_file import Bar
@@ -46,12 +46,11 @@ _EVENT_S = 60.0
 
 def run(options: Options) -> Iterable[Bar]:
     from tests.testbed.cluster import Cluster
-    from tests.testbed.components import install
+    from tests.testbed.installation import applied
 
     nodes, reviews = (NODE_COUNT, REVIEWS) if options.runs >= 10 else (NODE_COUNT // 10, REVIEWS // 10)
-    with tempfile.TemporaryDirectory() as made, Cluster() as cluster:
+    with tempfile.TemporaryDirectory() as made, Cluster() as cluster, applied(cluster, "knative", "knative-serving"):
         folder = Path(made)
-        install(cluster)
         yield from _fill(cluster, nodes)
         with _components(cluster, folder) as (controller, webhook, port):
             yield from _admission(port, folder, reviews)
@@ -68,8 +67,7 @@ def run(options: Options) -> Iterable[Bar]:
 
 def _fill(cluster: Cluster, count: int) -> Iterator[Bar]:
     """Nodes of every model, spot and not, and what their agents say."""
-    labels = {SNAPSHOTS_LABEL: "enabled"}
-    cluster.apply([NAMESPACES.body(NAMESPACE, metadata={"labels": labels})])
+    cluster.make_namespace(NAMESPACE, {SNAPSHOTS_LABEL: "enabled"})
     names: list[str] = []
     for number, model in enumerate(MODELS):
         share = count // len(MODELS)
@@ -111,7 +109,8 @@ class _Writer:
 @contextmanager
 def _components(cluster: Cluster, folder: Path) -> Iterator[tuple[Process, Process, int]]:
     """The controller, the webhook and its port, both knowing the cluster; the API server's calls lead there."""
-    from tests.testbed.components import WEBHOOK_SECRET, Process, free_port, lead, secret
+    from tests.ports import free_port
+    from tests.testbed.components import WEBHOOK_SECRET, Process, lead, secret
     from tests.testbed.machines import wait_until
 
     with ExitStack() as stack:

@@ -76,9 +76,8 @@ def run(options: Options) -> Iterable[Bar]:
     samples: dict[str, list[Sample]] = {}
     with Cluster() as cluster, _scheduler(cluster):
         cluster.kubectl("apply", "--filename=-", stdin=_GPU_NODES.read_text(encoding="utf-8"))
-        cluster.kubectl("create", "namespace", NAMESPACE)
+        cluster.make_namespace(NAMESPACE)
         ordered, names = _made(cluster, nodes)
-        cluster.kubectl("wait", "serviceaccount/default", f"--namespace={NAMESPACE}", "--for=create")
         wait_until("nodes that are open", lambda: "not-ready" not in cluster.kubectl("get", "nodes", _TAINTS), 300)
         for name in ("kube-controller-manager", "kwok"):  # nobody is to say that nodes are gone, nor that pods run
             cluster.components[name].stop()

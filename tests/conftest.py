@@ -7,13 +7,13 @@ import importlib.util
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests import ports
 from tests.images.machine import why_not as _without_images
 from tests.stubs.build import build, why_not as why_no_stubs
 from tests.stubs.simulated import Simulated
@@ -127,11 +127,8 @@ def simulated(tmp_path, stub_libraries) -> Simulated:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that was free a moment ago. Prefer port 0 where it can be given."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """See `tests.ports`."""
+    return ports.free_port()
 
 
 @pytest.fixture(scope="session")

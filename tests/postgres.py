@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 
 def _programs() -> Path | None:
@@ -46,7 +47,7 @@ def server(address: str = "", network: str = "") -> Iterator[str]:
         if address:
             with Path(data, "pg_hba.conf").open("a") as rules:
                 rules.write(f"host all gpufn {network} trust\n")
-            port = _free_port(address)
+            port = free_port(address)
             options += f" -c port={port}"
             url = f"postgresql://gpufn@{address}:{port}/postgres"
         call("pg_ctl", "-D", data, "-l", f"{folder}/log", "-o", options, "-w", "start")
@@ -54,12 +55,6 @@ def server(address: str = "", network: str = "") -> Iterator[str]:
             yield url
         finally:
             call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

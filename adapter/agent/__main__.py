@@ -16,7 +16,7 @@ import aiohttp
 
 from adapter import logs
 from adapter.agent.agent import Agent
-from adapter.agent.deliver import Delivery, Ledger
+from adapter.agent.deliver import Delivery
 from adapter.agent.metrics import Metrics
 from adapter.agent.pods import read_pod
 from adapter.agent.settings import AgentSettings
@@ -31,6 +31,7 @@ from adapter.errors import AdapterError
 from adapter.files import write_whole
 from adapter.hosts import criu, seccomp
 from adapter.keys import ENV_CRIU, SECCOMP_PROFILE
+from adapter.ledger.connection import LedgerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ async def serve(settings: AgentSettings) -> None:
         namespaces = Informer(api, NAMESPACES.path(), _labels)
         informers: tuple[Informer[Any], ...] = (pods, namespaces)
         agent = Agent(settings, api, spool, metrics, pods, namespaces)
-        delivery = Delivery(spool, Ledger(settings.ledger_url, settings.ledger_dir), metrics, agent.on_clock)
+        ledger = await stack.enter_async_context(LedgerConnection(settings.ledger_url, settings.ledger_dir))
+        delivery = Delivery(spool, ledger, metrics, agent.on_clock)
         agent.on_append = delivery.more.set
         for each in informers:
             health.ready[each.path] = partial(_why_late, each)
@@ -98,9 +100,9 @@ async def _last_words(agent: Agent, delivery: Delivery, informers: tuple[Informe
         return
     async with aiohttp.ClientSession() as session:
         await agent.beat(session)
-        with suppress(AdapterError, asyncio.TimeoutError):
-            while not await asyncio.wait_for(delivery.once(session), _LAST_WORDS_S):
-                pass
+    with suppress(AdapterError, asyncio.TimeoutError):
+        while not await asyncio.wait_for(delivery.once(), _LAST_WORDS_S):
+            pass
 
 
 def _labels(namespace: Mapping[str, Any]) -> Mapping[str, str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from adapter.agent import kubelet, pod_log
 from adapter.errors import ConfigError
-from adapter.keys import ENV_CRIU, NODE_CRIU_PATH, SNAPSHOT_PATH, SYSTEM_NAMESPACE
+from adapter.keys import ENV_CRIU, NODE_CRIU_PATH, SNAPSHOT_PATH
+from adapter.ledger import connection
 from adapter.units import parse_size_bytes
-
-_LEDGER_FOLDER = "/var/run/secrets/gpufn.dev/ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,8 @@ class AgentSettings:
 
         return cls(
             node=node,
-            ledger_url=environ.get("GPUFN_LEDGER_ADDRESS") or f"https://gpufn-ledger.{SYSTEM_NAMESPACE}.svc:8443",
-            ledger_dir=path("GPUFN_LEDGER_DIR", _LEDGER_FOLDER),
+            ledger_url=environ.get("GPUFN_LEDGER_ADDRESS") or connection.ADDRESS,
+            ledger_dir=path("GPUFN_LEDGER_DIR", connection.FOLDER),
             state_dir=path("GPUFN_STATE_DIR", "/var/lib/gpufn/agent"),
             snapshot_dir=path("GPUFN_SNAPSHOT_DIR", SNAPSHOT_PATH),
             snapshot_limit_bytes=_read(environ, "GPUFN_SNAPSHOT_LIMIT", "100Gi", "a size like 100Gi", parse_size_bytes),

@@ -15,7 +15,7 @@ from adapter.cluster.resources import CONFIG_MAPS
 from adapter.errors import AdapterError
 from adapter.knative.autoscaling import MIN_SCALE, Defaults, kept_s, scale_said
 from adapter.knative.tuning import Revision, Traffic, read_revision, traffic_of, tune
-from adapter.ledger.client import ACTIVITY, read_activity
+from adapter.ledger.client import activity
 from adapter.policy.keep_alive import keep_alive
 from adapter.units import format_duration
 
@@ -68,8 +68,8 @@ async def _traffic(api: Api, intent: Intent) -> tuple[Traffic, str]:
     """What the ledger knows of the function; and why nothing, where it cannot be asked."""
     now_ns = time.time_ns()
     try:
-        answer = await ClusterLedger(api).get(ACTIVITY, {"since_ns": str(now_ns - _LOOK_BACK_NS)})
-        activities = read_activity(answer)
+        question = activity(now_ns - _LOOK_BACK_NS)
+        activities = question.read(await ClusterLedger(api).get(question.path, question.query))
     except AdapterError as error:
         return Traffic(), f" (its traffic is not known: {error.message[:1].lower()}{error.message[1:].rstrip('.')})"
     own = (each for each in activities if (each.function, each.namespace) == (intent.function, intent.namespace))

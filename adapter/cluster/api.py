@@ -21,6 +21,7 @@ from yarl import URL
 
 from adapter import __version__
 from adapter.cluster.backoff import pause_s
+from adapter.cluster.connections import Connections
 from adapter.cluster.credentials import Access, Credentials
 from adapter.cluster.listing import ITEM, read_list
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
@@ -123,7 +124,7 @@ class Api:
 
     async def __aenter__(self) -> Api:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=Connections(),
             headers={"User-Agent": self._user_agent, "Accept": f"{_JSON}, */*", "Accept-Encoding": "identity"},
             auto_decompress=False,
         )

@@ -22,6 +22,7 @@ from adapter.cluster.inventory import Amounts, holder, label_values, pod_request
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import GPU_NODES, NAMESPACES, NODES, PODS, RUNTIME_CLASSES
 from adapter.controller.reservations import Reservations
+from adapter.controller.snapshots import Due, due_of
 from adapter.errors import ConfigError
 from adapter.keys import (
     ADMITTED_ANNOTATION,
@@ -34,6 +35,8 @@ from adapter.policy.placement import Node
 
 _PODS_AT_ONCE = 50
 """Of a list: a pod may have more than a megabyte."""
+_SHARED = 10_000
+"""Amounts that are kept to be shared: over weeks there may be any number that no pod has any more."""
 _HOSTNAME = "kubernetes.io/hostname"
 _FUNCTION_LABELS = frozenset({KNATIVE_REVISION_LABEL, OPENFAAS_LABEL, FUNCTION_LABEL})
 
@@ -52,11 +55,13 @@ class PodFacts:
 
 @dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """What a node's agent says: as `read_node` takes it, and its snapshots apart, which are many."""
+    """What a node's agent says: as `read_node` takes it, and its snapshots apart, which are many; those that it has
+    not got and should."""
 
     said: Mapping[str, Any]
     snapshots: Mapping[str, int]
     restores: bool
+    due: tuple[Due, ...] = ()
 
 
 class ClusterView:
@@ -180,6 +185,8 @@ class ClusterView:
                 held = self._held.setdefault(facts.node, Counter())
                 for resource, amount in facts.amounts.items():
                     held[resource] += sign * amount
+                if not any(held.values()):  # the node may be gone for good
+                    del self._held[facts.node]
                 self._stale.add(facts.node)
         if new is not None and not new.node:
             if new.promised and old is None:
@@ -228,6 +235,8 @@ class _PodReader:
         return None
 
     def _one(self, amounts: Amounts) -> Amounts:
+        if len(self._shared) >= _SHARED:
+            self._shared.clear()
         return self._shared.setdefault(tuple(sorted(amounts.items())), amounts)
 
 
@@ -268,13 +277,9 @@ def _read_gpu_node(gpu_node: Mapping[str, Any]) -> AgentFacts:
         {"status": said},
         {sys.intern(name): size for name, size in snapshots.items()},
         restores=object_in(status, "restore").get("works") is True,
+        due=due_of(gpu_node),
     )
 
 
 def _labels(value: Mapping[str, Any]) -> Mapping[str, str]:
     return dict(object_in(object_in(value, "metadata"), "labels"))
-
-
-def waiting_pods(view: ClusterView) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Pods of functions that have no node, by key."""
-    return ((key, facts.waiting) for key, facts in view.pods.snapshot().items() if facts.waiting is not None)

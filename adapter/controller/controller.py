@@ -19,13 +19,14 @@ from adapter.cluster.serving import served, stop_asked, until
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
-from adapter.controller.ledger_reader import LedgerReader
 from adapter.controller.metrics import ControllerMetrics, InformerCollector, new_registry
 from adapter.controller.reconcilers import Reconciler, Reconcilers
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
+from adapter.ledger.client import activity
+from adapter.ledger.connection import LedgerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,16 @@ class Work:
     caches: tuple[Informer[Any], ...]
 
 
-def make_work(api: Api, view: ClusterView, metrics: ControllerMetrics) -> Work:
+def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: ControllerMetrics) -> Work:
     """`api` writes only while this replica leads."""
     events = EventRecorder(api, "controller")
     knative, revisions, autoscalers = KnativeDefaults(api), revisions_of(api), autoscalers_of(api)
-    taker = SnapshotTaker(api, view.namespaces, events)
-    traffic = LedgerTraffic(LedgerReader().activity)
+    taker = SnapshotTaker(api, view, events)
+    traffic = LedgerTraffic(lambda since_ns: ledger.ask(activity(since_ns)))
     tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory)
     return Work(
         (CertificateKeeper(api), UnplacedPods(view, events, metrics), taker, tuner),
-        (*taker.caches, *knative.caches, revisions, autoscalers),
+        (taker.takings, *knative.caches, revisions, autoscalers),
     )
 
 
@@ -58,11 +59,11 @@ async def run_controller(*, probes_port: int) -> None:
     stop = stop_asked()
     registry = new_registry()
     metrics, health = ControllerMetrics(registry), Health(registry)
-    async with Api(Credentials()) as api:
+    async with Api(Credentials()) as api, LedgerConnection() as ledger:
         view = ClusterView(api, hears_promises=False)  # else a pod's own would keep it from fitting
         health.ready["cluster"] = view.why_not
         election = Election(api, LEASE, f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
-        work = make_work(api.fenced(election.left_s), view, metrics)
+        work = make_work(api.fenced(election.left_s), ledger, view, metrics)
         caches = (*view.informers, *work.caches)
         InformerCollector(caches, registry)
         reconcilers = Reconcilers(work.reconcilers, metrics)

@@ -11,9 +11,10 @@ from adapter.cluster.api import Api
 from adapter.cluster.events import EventRecorder, reference_to
 from adapter.cluster.informer import Informer
 from adapter.cluster.intent import Intent, read_intent
-from adapter.cluster.resources import GPU_NODES, NETWORK_POLICIES, PODS
+from adapter.cluster.resources import NETWORK_POLICIES, PODS
+from adapter.controller.cluster_view import ClusterView
 from adapter.controller.snapshot_pod import TASK_LABEL, name_of, network_policy, snapshot_pod
-from adapter.controller.snapshots import Due, Taking, due_of, next_step, taking_of
+from adapter.controller.snapshots import Due, Taking, next_step, taking_of
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound
 from adapter.replica import TASK_SNAPSHOT
 
@@ -24,28 +25,23 @@ _TAKEN, _NOT_TAKEN = "SnapshotTaken", "SnapshotNotTaken"
 
 
 class SnapshotTaker:
-    """`namespaces`: labels of each, as `adapter.controller.cluster_view.ClusterView` has them. Its own `caches` are to
-    be run beside it."""
+    """What is due it sees in `view`; what is being taken, in `takings`, which is to be run beside it. Both must have
+    synced before anything is reconciled."""
 
     name = "snapshots"
 
     def __init__(
         self,
         api: Api,
-        namespaces: Informer[Mapping[str, str]],
+        view: ClusterView,
         events: EventRecorder,
         *,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
-        self._api, self._namespaces, self._events, self._clock_s = api, namespaces, events, clock_s
-        self._due: Informer[tuple[Due, ...]] = Informer(api, GPU_NODES.path(), due_of, optional=True)
-        self._takings: Informer[Taking] = Informer(
+        self._api, self._view, self._events, self._clock_s = api, view, events, clock_s
+        self.takings: Informer[Taking] = Informer(
             api, PODS.path(), taking_of, label_selector=f"{TASK_LABEL}={TASK_SNAPSHOT}"
         )
-
-    @property
-    def caches(self) -> tuple[Informer[Any], ...]:
-        return self._due, self._takings
 
     def start(self, changed: Callable[[str], None]) -> None:
         def handle(_key: str, old: Taking | None, new: Taking | None) -> None:
@@ -53,17 +49,16 @@ class SnapshotTaker:
                 if taking is not None:
                     changed(taking.wanted_on)
 
-        self._due.on_change(lambda node, _old, _new: changed(node))
-        self._takings.on_change(handle)
+        self._view.gpu_nodes.on_change(lambda node, _old, _new: changed(node))
+        self.takings.on_change(handle)
 
     def all_keys(self) -> Iterable[str]:
-        return {*self._due.snapshot(), *(taking.wanted_on for taking in self._takings.snapshot().values())}
+        return {*self._view.gpu_nodes.snapshot(), *(taking.wanted_on for taking in self.takings.snapshot().values())}
 
     async def reconcile(self, key: str) -> float | None:
-        if not all(cache.synced.is_set() for cache in self.caches):
-            return 1.0
-        there = [taking for taking in self._takings.snapshot().values() if taking.wanted_on == key]
-        step = next_step(self._due.get(key) or (), there, self._clock_s())
+        there = [taking for taking in self.takings.snapshot().values() if taking.wanted_on == key]
+        agent = self._view.gpu_nodes.get(key)
+        step = next_step(agent.due if agent else (), there, self._clock_s())
         for taking in there:
             if taking.is_over:
                 await self._tell(taking)
@@ -111,7 +106,7 @@ class SnapshotTaker:
 
     def _intent(self, pod: Mapping[str, Any], namespace: str) -> Intent | None:
         """None where none may be taken (any more)."""
-        labels = self._namespaces.get(namespace)
+        labels = self._view.namespaces.get(namespace)
         if labels is None:
             return None
         try:

@@ -16,12 +16,12 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import yaml
 
 from adapter.cli.main import run
 from adapter.cluster.certificates import issue, make_authority
 from adapter.ledger.store import Ledger
 from adapter.records import LeaseInterval, LeasePhase, Phase, PhaseName, Rung, StartRecord
+from tests.ports import free_port
 from tests.testbed.machines import wait_until
 from tests.testbed.nodes import gpu_labels
 
@@ -55,7 +55,7 @@ def plane(control_plane, repository):
     for name in ("gpunode.yaml", "namespaces.yaml", "people.yaml"):
         control_plane.kubectl("apply", "--server-side", "-f", str(repository / "manifests/base" / name))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/gpunodes.gpufn.dev", f"--timeout={WAIT_S}s")
-    control_plane.kubectl("create", "namespace", "cli")
+    control_plane.make_namespace("cli")
     yield control_plane
     control_plane.kubectl("delete", "namespace", "cli", SYSTEM, "gpufn-agents")
     control_plane.kubectl("delete", "crd", "gpunodes.gpufn.dev")
@@ -130,20 +130,10 @@ def person(plane, tmp_path_factory):
         plane.kubectl("create", "clusterrolebinding", f"cli-{name}", "--clusterrole=view", account)
         for role in roles:
             plane.kubectl("create", "rolebinding", f"cli-{name}-{role}", "-n", SYSTEM, f"--role={role}", account)
-        config = yaml.safe_load(plane.kubeconfig.read_text())
-        for user in config["users"]:
-            user["user"] = {"token": plane.kubectl("create", "token", name, "-n", "cli").strip()}
-        path = tmp_path_factory.mktemp(name) / "kubeconfig"
-        path.write_text(yaml.safe_dump(config))
-        return path
+        token = plane.kubectl("create", "token", name, "-n", "cli").strip()
+        return plane.kubeconfig_for(token, tmp_path_factory.mktemp(name) / "kubeconfig")
 
     return person
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ import pytest
 
 from adapter.keys import AGENT_NAMESPACE, SYSTEM_NAMESPACE
 from tests.fakes.cluster_objects import GPU, function_pod, node
-from tests.testbed.components import WEBHOOK_HOST, WEBHOOK_SECRET, Process, free_port, install, secret, uninstall
+from tests.ports import free_port
+from tests.testbed.components import WEBHOOK_HOST, WEBHOOK_SECRET, Process, secret
+from tests.testbed.installation import applied
 from tests.testbed.machines import wait_until
 
 WAIT_S = 60
@@ -19,9 +21,8 @@ WAIT_S = 60
 @pytest.fixture(scope="module")
 def installed(control_plane):
     """Everything applied; nothing of it runs, because there is no node."""
-    install(control_plane)
-    yield control_plane
-    uninstall(control_plane)
+    with applied(control_plane, "knative", "knative-serving"):
+        yield control_plane
 
 
 @pytest.fixture

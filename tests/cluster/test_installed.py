@@ -10,7 +10,7 @@ import pytest
 
 from adapter.keys import ADMITTED_ANNOTATION, FUNCTION_LABEL
 from tests.testbed.cluster import Cluster
-from tests.testbed.installation import Installation
+from tests.testbed.installation import Installation, kustomize
 from tests.testbed.machines import TestbedFailed, wait_until
 
 SYSTEM = "--namespace=gpufn-system"
@@ -111,7 +111,7 @@ def test_people_read_the_ledger_with_a_token_of_its_reader_and_not_without(insta
 def test_removal_leaves_functions_running_and_nodes_free(gpufn, namespace, echo_image):
     cluster = gpufn.cluster
     uid = deploy(cluster, namespace, "stays", echo_image)["metadata"]["uid"]
-    gpufn.delete()
+    cluster.kubectl("delete", kustomize("both"), timeout_s=300)
     kinds = "namespaces,crds,clusterroles,mutatingwebhookconfigurations,validatingadmissionpolicies"
     assert "gpufn" not in cluster.kubectl("get", kinds, "--output=name")
     pod = pod_of(cluster, namespace, "stays")

@@ -94,7 +94,6 @@ async def tuning(cluster, told):
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-    await asyncio.sleep(0.25)  # the watches' TLS says goodbye, for which aiohttp has no event
 
 
 def tune(cluster, told, namespace, name="f-00001"):

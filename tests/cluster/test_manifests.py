@@ -16,13 +16,11 @@ from adapter.cluster.intent import read_intent
 from adapter.controller.snapshot_pod import snapshot_pod
 from adapter.keys import FUNCTION_LABEL, SNAPSHOTS_LABEL, SYSTEM_NAMESPACE
 from tests.testbed.cluster import Cluster
+from tests.testbed.installation import FUNCTIONS, applied, kustomize
 from tests.testbed.machines import TestbedFailed
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = sorted(path.parent.name for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
-FUNCTIONS = "openfaas-fn"
-THEIRS = (FUNCTIONS, "knative-serving")
-"""Namespaces that are there before us."""
 AGENTS = "gpufn-agents"
 NODE = "has-an-agent"
 CLUSTER_KINDS = (
@@ -39,21 +37,13 @@ AGENT, CONTROLLER = (
 )
 
 
-def overlay(name: str) -> str:
-    return f"--kustomize={MANIFESTS / 'overlays' / name}"
-
-
 @pytest.fixture(scope="module")
 def installed(control_plane: Cluster) -> Iterator[Cluster]:
-    """A control plane with everything applied, a namespaces of the frameworks, and a node that is only an object."""
-    for name in THEIRS:
-        control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("apply", overlay("both"))
-    control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
-    yield control_plane
-    control_plane.kubectl("delete", "node", NODE)
-    control_plane.kubectl("delete", "--ignore-not-found", overlay("both"), timeout_s=180)
-    control_plane.kubectl("delete", "namespace", *THEIRS)
+    """A control plane with everything applied, the frameworks' namespaces, and a node that is only an object."""
+    with applied(control_plane, "both", FUNCTIONS, "knative-serving"):
+        control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
+        yield control_plane
+        control_plane.kubectl("delete", "node", NODE)
 
 
 def refused(cluster: Cluster, *words: str, stdin: str = "") -> str:
@@ -80,7 +70,7 @@ def remove_pod(cluster: Cluster, namespace: str, name: str, *words: str) -> None
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_api_server_takes_every_object(installed, name):
-    said = installed.kubectl("apply", "--dry-run=server", overlay(name))
+    said = installed.kubectl("apply", "--dry-run=server", kustomize(name))
     assert said.count("(server dry run)") == installed.kubectl("kustomize", str(MANIFESTS / "overlays" / name)).count(
         "\nkind: "
     )
@@ -99,7 +89,7 @@ def _relative(folder: Path, name: str) -> str:
 
 
 def test_what_is_applied_again_changes_nothing(installed):
-    assert installed.kubectl("diff", overlay("both")) == ""
+    assert installed.kubectl("diff", kustomize("both")) == ""
 
 
 def test_expressions_of_policies_have_the_right_types(installed):
@@ -215,8 +205,7 @@ def test_what_a_node_has_is_read_at_a_glance(installed):
 @pytest.fixture(scope="module")
 def opted_in(installed) -> Iterator[str]:
     """A namespace whose functions may keep snapshots."""
-    installed.kubectl("create", "namespace", "with-snapshots")
-    installed.kubectl("label", "namespace", "with-snapshots", f"{SNAPSHOTS_LABEL}=enabled")
+    installed.make_namespace("with-snapshots", {SNAPSHOTS_LABEL: "enabled"})
     yield "with-snapshots"
     installed.kubectl("delete", "namespace", "with-snapshots")
 
@@ -374,10 +363,16 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         ),
         (
             "gpufn-system:gpufn-controller",
-            ["get secrets/gpufn-webhook-tls -n gpufn-system", "patch mutatingwebhookconfigurations/gpufn"],
+            [
+                "get secrets/gpufn-webhook-tls -n gpufn-system",
+                "patch mutatingwebhookconfigurations/gpufn",
+                "create networkpolicies.networking.k8s.io/gpufn-snapshot-pods -n openfaas-fn",
+            ],
             [
                 "get secrets/gpufn-ledger -n gpufn-system",
                 "patch mutatingwebhookconfigurations/another",
+                "create networkpolicies.networking.k8s.io/another -n openfaas-fn",
+                "create configmaps/another -n gpufn-system",
                 "list secrets -A",
             ],
         ),
@@ -389,12 +384,17 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         (
             "gpufn-agents:gpufn-agent",
             ["patch gpunodes.gpufn.dev --subresource=status"],
-            ["patch nodes", "get secrets -A"],
+            ["patch nodes", "get secrets -A", "get pods -A", "delete gpunodes.gpufn.dev"],
         ),
         (
             "gpufn-system:gpufn-provider",
             ["create pods -n openfaas-fn", "list namespaces"],
-            ["create pods -n default", "get secrets -n gpufn-system", "update pods -n openfaas-fn"],
+            [
+                "create pods -n default",
+                "get secrets -n gpufn-system",
+                "update pods -n openfaas-fn",
+                "get services -n openfaas-fn",
+            ],
         ),
         ("gpufn-system:gpufn-reader", [], ["list pods -A", "get gpunodes.gpufn.dev"]),
     ],
@@ -418,7 +418,7 @@ def test_what_is_applied_anew_keeps_the_authority_that_the_controller_wrote(inst
     authority = base64.b64encode(installed.site.authority.certificate.read_bytes()).decode()
     patch = [{"op": "add", "path": f"/webhooks/{n}/clientConfig/caBundle", "value": authority} for n in range(4)]
     installed.kubectl("patch", "mutatingwebhookconfiguration", "gpufn", "--type=json", "--patch", json.dumps(patch))
-    installed.kubectl("apply", overlay("both"))
+    installed.kubectl("apply", kustomize("both"))
     hooks = installed.get("mutatingwebhookconfiguration", "gpufn")["webhooks"]
     assert [hook["clientConfig"]["caBundle"] for hook in hooks] == [authority] * 4
 
@@ -433,7 +433,7 @@ def test_removal_takes_everything_but_functions(installed):
     }
     installed.apply([function, gpu_node(NODE)])
     uid = installed.get("deployment", "f", "--namespace", FUNCTIONS)["metadata"]["uid"]
-    installed.kubectl("delete", overlay("both"), timeout_s=180)
+    installed.kubectl("delete", kustomize("both"), timeout_s=180)
     for kind in CLUSTER_KINDS:
         assert installed.kubectl("get", kind, "--selector=app.kubernetes.io/part-of=gpufn", "--output=name") == "", kind
     assert "gpufn" not in installed.kubectl("get", "crds", "--output=name")

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import yaml
 from adapter.cluster import certificates
 from adapter.ledger.client import RemoteLedger
 from adapter.records import LeaseInterval
+from tests.ports import free_port
 from tests.postgres import postgres_url
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
@@ -49,12 +49,6 @@ WAIT_S = 90
 NODE = "node1"
 SECOND_NS = 10**9
 SLEEPER = "import time\n\n\ndef load(device):\n    return None\n\n\ndef handle(event, context):\n    time.sleep(float(event.body))\n    return 'done'\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -117,7 +111,7 @@ class Metering:
         self.agent = Program(
             "adapter.agent",
             {
-                "KUBECONFIG": str(self.kubeconfig("agent", agent_token)),
+                "KUBECONFIG": str(self.cluster.kubeconfig_for(agent_token, self.folder / "agent.kubeconfig")),
                 "GPUFN_NODE": NODE,
                 "GPUFN_LEDGER_ADDRESS": f"https://localhost:{self.port}",
                 "GPUFN_LEDGER_DIR": str(mounted),
@@ -131,10 +125,11 @@ class Metering:
             },
             self.folder / "agent.log",
         )
+        ledger_token = self.token("gpufn-system", "gpufn-ledger", audience="")
         self.ledger = Program(
             "adapter.ledger",
             {
-                "KUBECONFIG": str(self.kubeconfig("ledger", self.token("gpufn-system", "gpufn-ledger", audience=""))),
+                "KUBECONFIG": str(self.cluster.kubeconfig_for(ledger_token, self.folder / "ledger.kubeconfig")),
                 "GPUFN_LEDGER": self.database,
                 "GPUFN_LEDGER_PORT": str(self.port),
                 "GPUFN_STATUS_PORT": "0",
@@ -146,15 +141,6 @@ class Metering:
     def token(self, namespace: str, account: str, *words: str, audience: str = "gpufn-ledger") -> str:
         asked = [*words, f"--audience={audience}"] if audience else words
         return self.cluster.kubectl("-n", namespace, "create", "token", account, "--duration=2h", *asked).strip()
-
-    def kubeconfig(self, name: str, token: str) -> Path:
-        """The administrator's, as somebody else."""
-        settings = yaml.safe_load(self.cluster.kubeconfig.read_text())
-        settings["users"][0]["user"] = {"token": token}
-        path = self.folder / f"{name}.kubeconfig"
-        path.write_text(yaml.safe_dump(settings))
-        path.chmod(0o600)
-        return path
 
     def ask(self, path: str, *, body: bytes | None = None, token: str) -> tuple[int, Any]:
         request = urllib.request.Request(f"https://localhost:{self.port}{path}", data=body)

@@ -43,8 +43,7 @@ class Real:
 @pytest.fixture(scope="module")
 def kube(cluster, tmp_path_factory) -> Iterator[Real]:
     images = function_images(cluster, tmp_path_factory.mktemp("functions"))
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    cluster.kubectl("label", "namespace", NAMESPACE, "openfaas=1")
+    cluster.make_namespace(NAMESPACE, {"openfaas": "1"})
     yield Real(cluster.kubeconfig, images | {"missing": "dev.local/missing:1"})
     cluster.kubectl("delete", "namespace", NAMESPACE)
 

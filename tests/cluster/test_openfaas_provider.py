@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from adapter.keys import SYSTEM_NAMESPACE as SYSTEM
 from tests.cluster.openfaas import function_images
 from tests.testbed.cluster import Cluster
 from tests.testbed.installation import FUNCTIONS, LOGIN, Installation
+from tests.testbed.machines import wait_until
 
 SECOND = "openfaas-second"
 LIMIT_S = 120.0
@@ -54,14 +54,7 @@ class Gateway:
     def remove(self, name: str, namespace: str = FUNCTIONS) -> None:
         answer = self.say("DELETE", "/system/functions", {"functionName": name, "namespace": namespace})
         assert answer.status_code == 202, answer.text
-        eventually(lambda: not self.pods(name, namespace))
-
-
-def eventually(holds, limit_s: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline, "it never was so"
-        time.sleep(0.2)
+        wait_until(f"end of {name}'s pods", lambda: not self.pods(name, namespace), LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +106,12 @@ class Load:
                 self.answers[gateway.call(name)] += 1
             except requests.RequestException as error:
                 self.answers[type(error).__name__] += 1
-                time.sleep(0.05)
+                self._ends.wait(0.05)  # refused at once: nobody listens
 
     def more(self, count: int, answer=None) -> None:
         """Until so many more came back."""
         goal = self.count(answer) + count
-        eventually(lambda: self.count(answer) >= goal)
+        wait_until(f"{count} more answers", lambda: self.count(answer) >= goal, LIMIT_S)
 
     def count(self, answer=None) -> int:
         return self.answers[answer] if answer else sum(self.answers.values())
@@ -147,14 +140,14 @@ def test_a_function_lives_with_the_rights_of_the_manifests_alone(gateway):
     assert gateway.call("life", "secret life-token") == (200, "seven")
     assert gateway.call("life", "print something") == (200, "hello print something")
     query = f"/system/logs?name=life&namespace={FUNCTIONS}"
-    eventually(lambda: '"something"' in gateway.say("GET", query).text)
+    wait_until("what it printed", lambda: '"something"' in gateway.say("GET", query).text, LIMIT_S)
     lines = [json.loads(line)["text"] for line in gateway.say("GET", query).text.splitlines()]
     assert lines == ["loaded", "something"]
     assert gateway.say("DELETE", "/system/secrets", secret).status_code == 202
     gateway.remove("life")
     for kind in ("configmaps", "services"):
         found = ("get", kind, f"--namespace={FUNCTIONS}", "--selector=faas_function=life", "--output=name")
-        eventually(lambda found=found: gateway.cluster.kubectl(*found) == "")
+        wait_until(f"end of its {kind}", lambda found=found: not gateway.cluster.kubectl(*found), LIMIT_S)
 
 
 def test_two_hundred_requests_at_zero_are_answered_by_one_pod(gateway):
@@ -201,11 +194,11 @@ def test_a_provider_that_is_rolled_out_anew_loses_no_request(gateway):
 
 def test_two_namespaces_are_apart(gateway):
     cluster = gateway.cluster
-    cluster.kubectl("create", "namespace", SECOND)
+    cluster.make_namespace(SECOND)
     bound = ("--clusterrole", "gpufn-provider-functions", "--serviceaccount", f"{SYSTEM}:gpufn-provider")
     cluster.kubectl("create", "rolebinding", "gpufn-provider", f"--namespace={SECOND}", *bound)
     cluster.kubectl("label", "namespace", SECOND, "openfaas=1")
-    eventually(lambda: SECOND in gateway.say("GET", "/system/namespaces").json())
+    wait_until("the namespace", lambda: SECOND in gateway.say("GET", "/system/namespaces").json(), LIMIT_S)
     for namespace, value in ((FUNCTIONS, "first"), (SECOND, "second")):
         secret = {"name": f"{value}-token", "namespace": namespace, "value": value}
         assert gateway.say("POST", "/system/secrets", secret).status_code == 202
@@ -219,7 +212,7 @@ def test_two_namespaces_are_apart(gateway):
     names = [one["name"] for one in gateway.say("GET", f"/system/functions?namespace={SECOND}").json()]
     assert names == ["both"]
     cluster.kubectl("delete", "namespace", SECOND)  # with all that is in it
-    eventually(lambda: SECOND not in gateway.say("GET", "/system/namespaces").json())
+    wait_until("its end", lambda: SECOND not in gateway.say("GET", "/system/namespaces").json(), LIMIT_S)
     assert gateway.call(f"both.{SECOND}")[0] == 404
     assert gateway.call("both") == (200, "first hi")
     gateway.remove("both")
@@ -245,7 +238,7 @@ def test_no_gpu_for_it_is_told_while_it_waits(gateway):
 
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(gateway.call, "hungry")
-        eventually(lambda: "GPU" in waits_for())  # in the webhook's words
+        wait_until("word of a GPU", lambda: "GPU" in waits_for(), LIMIT_S)  # in the webhook's words
         code, text = call.result()
     error = json.loads(text)["error"]
     assert (code, error["code"]) == (503, "no-node")

@@ -13,10 +13,11 @@ import pytest
 from adapter.cluster.api import Api
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.events import EventRecorder
-from adapter.cluster.informer import Informer
-from adapter.cluster.resources import EVENTS, GPU_NODES, NAMESPACES, NETWORK_POLICIES, PODS
+from adapter.cluster.resources import EVENTS, GPU_NODES, NETWORK_POLICIES, PODS
+from adapter.controller.cluster_view import ClusterView
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.errors import NotFound
+from adapter.keys import SNAPSHOTS_LABEL
 
 WAIT_S = 60
 NODE = "node-a"
@@ -28,8 +29,7 @@ def place(control_plane, repository):
     control_plane.kubectl("apply", "-f", str(repository / "manifests/base/gpunode.yaml"))
     control_plane.kubectl("wait", "crd/gpunodes.gpufn.dev", "--for=condition=Established", f"--timeout={WAIT_S}s")
     name = f"test-{uuid.uuid4().hex[:8]}"
-    control_plane.kubectl("create", "namespace", name)
-    control_plane.kubectl("label", "namespace", name, "gpufn.dev/snapshots=enabled")
+    control_plane.make_namespace(name, {SNAPSHOTS_LABEL: "enabled"})
     control_plane.apply([{"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}])
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
@@ -55,17 +55,18 @@ def function_pod(name, namespace, node=NODE, **annotations):
 async def taking(cluster):
     """A leader's controller, with nothing to do but this."""
     async with Api(Credentials(cluster.kubeconfig)) as api:
-        namespaces = Informer(api, NAMESPACES.path(), lambda value: value["metadata"].get("labels") or {})
-        taker = SnapshotTaker(api, namespaces, EventRecorder(api, "controller"))
+        view = ClusterView(api)
+        taker = SnapshotTaker(api, view, EventRecorder(api, "controller"))
+        caches = (*view.informers, taker.takings)
         keys: asyncio.Queue[str] = asyncio.Queue()
         taker.start(keys.put_nowait)
 
         async def work():
-            await asyncio.gather(*(cache.synced.wait() for cache in (namespaces, *taker.caches)))
+            await asyncio.gather(*(cache.synced.wait() for cache in caches))
             while True:
                 await taker.reconcile(await keys.get())
 
-        tasks = [asyncio.ensure_future(run) for run in (namespaces.run(), *(c.run() for c in taker.caches), work())]
+        tasks = [asyncio.ensure_future(run) for run in (*(cache.run() for cache in caches), work())]
         try:
             yield api
         finally:

@@ -73,9 +73,9 @@ def test_a_pod_gets_the_gpus_that_the_kubelet_gave_it(cluster, namespace, echo_i
     assert given in gpu_ids(node, cluster.nodes[node].node.gpus)
 
 
+@pytest.mark.gpu
 def test_a_container_sees_the_driver_and_the_gpus_that_its_node_has(cluster, namespace, echo_image):
-    if not cluster.nodes["node1"].driver:
-        pytest.skip(why_no_stubs())
+    assert cluster.nodes["node1"].driver, why_no_stubs()
     look = """
 import ctypes
 nvml, count, name = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_uint(), ctypes.create_string_buffer(96)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager
 
@@ -16,6 +15,7 @@ import pytest
 from tests.contract.hosts.kubernetes import eventually, run
 from tests.contract.openfaas.provider import HANDLERS
 from tests.fakes.pods import in_this_process
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -26,12 +26,6 @@ LIMIT_S = 60.0
 def kube(tmp_path):
     with in_this_process(tmp_path, HANDLERS) as kube:
         yield kube
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class Process:

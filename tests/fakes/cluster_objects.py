@@ -17,9 +17,11 @@ def node(name, gpus=8, model="NVIDIA-A100-SXM4-80GB", **spec):
     return NODES.body(name, metadata={"labels": labels}, spec=spec, status=status)
 
 
-def gpu_node(name, snapshots=(), restores=True):
+def gpu_node(name, snapshots=(), restores=True, due=()):
+    """`due`: pods, as ``namespace/name``."""
     seen = [{"name": snapshot, "bytes": 10**9} for snapshot in snapshots]
     status = {"snapshots": seen, "diskBytesPerSecond": 2e9, "restore": {"works": restores}}
+    status["snapshotsDue"] = [dict(zip(("namespace", "pod"), each.split("/"), strict=True)) for each in due]
     return GPU_NODES.body(name, status=status)
 
 

@@ -1,4 +1,4 @@
-"""The cluster's authority, the certificates it gives, and kubeconfigs that use them."""
+"""The cluster's authority, made as gpufn makes its own; what it gives to clients and servers, and their kubeconfigs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from adapter.cluster.certificates import make_authority
+
 LIFETIME = dt.timedelta(days=30)
 
 
@@ -23,27 +25,14 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700)
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gpufn testbed")])
-        usage = x509.KeyUsage(
-            digital_signature=True,
-            key_cert_sign=True,
-            crl_sign=True,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
-        certificate = (
-            _builder(self._name, self._name, self._key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        self._write("ca", certificate, self._key)
+        self._begins = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=1)
+        made = make_authority(self._begins)
+        self.certificate.write_bytes(made.certificate)
+        self.key.write_bytes(made.key)
+        self._name = x509.load_pem_x509_certificate(made.certificate).subject
+        key = serialization.load_pem_private_key(made.key, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        self._key = key
 
     @property
     def certificate(self) -> Path:
@@ -59,15 +48,20 @@ class Authority:
         subject = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         subject.append(x509.NameAttribute(NameOID.COMMON_NAME, user))
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
-        builder = _builder(x509.Name(subject), self._name, key.public_key())
-        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        ends = self._begins + LIFETIME
+        serial = x509.random_serial_number()
+        builder = x509.CertificateBuilder(
+            self._name, x509.Name(subject), key.public_key(), serial, self._begins, ends
+        ).add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
         )
         if hosts:
             names = x509.SubjectAlternativeName([_host(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
-        return self._write(name, builder.sign(self._key, hashes.SHA256()), key)
+        certificate = self.folder / f"{name}.crt"
+        certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        return certificate, self._write_key(name, key)
 
     def key_pair(self, name: str) -> tuple[Path, Path]:
         """A key without a certificate: NAME.pub, NAME.key."""
@@ -103,11 +97,6 @@ class Authority:
         path.write_text(json.dumps(data, indent=1))  # JSON is YAML
         return path
 
-    def _write(self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> tuple[Path, Path]:
-        path = self.folder / f"{name}.crt"
-        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        return path, self._write_key(name, key)
-
     def _write_key(self, name: str, key: ec.EllipticCurvePrivateKey) -> Path:
         path = self.folder / f"{name}.key"
         path.write_bytes(
@@ -118,19 +107,6 @@ class Authority:
             )
         )
         return path
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.timezone.utc)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + LIFETIME)
-    )
 
 
 def _host(host: str) -> x509.GeneralName:

@@ -114,13 +114,13 @@ class Cluster:
         self._component("kube-scheduler", machine, control_plane.scheduler(site)).start()
         for node in self.nodes.values():
             node.join()
-        wait_until("default ServiceAccount", self._has_accounts, 60)
+        self._wait_for_account("default")  # the controller manager is at work
         if self.nodes:
             self._wait_for_nodes(machine)
 
-    def _has_accounts(self) -> bool:
-        """Pods can be made: the controller manager is at work."""
-        return "default" in self.kubectl("get", "serviceaccounts", "--namespace=default", "--output=name")
+    def _wait_for_account(self, namespace: str) -> None:
+        """Until pods can be made there: one that names no ServiceAccount is refused while there is no default one."""
+        self.kubectl("wait", "serviceaccount/default", "--namespace", namespace, "--for=create", "--timeout=60s")
 
     def _wait_for_nodes(self, machine: Machine) -> None:
         site = self.site
@@ -178,6 +178,14 @@ class Cluster:
         """The administrator's."""
         return self.site.admin
 
+    def kubeconfig_for(self, token: str, path: Path) -> Path:
+        """Writes the one of whoever has this token."""
+        config = json.loads(self.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": token}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
+
     def kubectl(self, *words: str, stdin: str | bytes = b"", timeout_s: float = 120) -> str:
         """What kubectl printed, as the administrator. Raises `TestbedFailed` with what it said."""
         program = str(self.site.programs.kubernetes / "kubectl")
@@ -189,6 +197,12 @@ class Cluster:
         """Creates or updates them, in their order, by server-side apply. `words` are further options."""
         listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
         self.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", *words, stdin=listing)
+
+    def make_namespace(self, name: str, labels: Mapping[str, str] = {}) -> None:
+        """Returns when pods can be made in it."""
+        metadata = {"name": name, "labels": dict(labels)}
+        self.create("/api/v1/namespaces", [{"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}])
+        self._wait_for_account(name)
 
     def get(self, *words: str) -> dict[str, Any]:
         """Objects as JSON: what `kubectl get … -o json` prints."""

@@ -1,4 +1,4 @@
-"""gpufn's own components on a cluster without nodes: everything applied, and what a test asks for run as processes here."""
+"""gpufn's own components on a cluster without nodes: what a test asks for runs as a process on this computer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,26 +13,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adapter.keys import SYSTEM_NAMESPACE
+from tests.ports import free_port
 from tests.testbed.cluster import Cluster
+from tests.testbed.programs import PYTHON
 
-REPOSITORY = Path(__file__).parents[2]
-OVERLAY = REPOSITORY / "manifests" / "overlays" / "knative"
 WEBHOOK_HOST = f"gpufn-webhook.{SYSTEM_NAMESPACE}.svc"
 WEBHOOK_SECRET = "gpufn-webhook-tls"
 _END_S = 60
-
-
-def install(cluster: Cluster) -> None:
-    cluster.kubectl("create", "namespace", "knative-serving")
-    cluster.kubectl("apply", f"--kustomize={OVERLAY}")
-
-
-def uninstall(cluster: Cluster) -> None:
-    cluster.kubectl("delete", "--ignore-not-found", f"--kustomize={OVERLAY}", timeout_s=180)
-    cluster.kubectl("delete", "namespace", "knative-serving")
 
 
 class Process:
@@ -44,11 +31,9 @@ class Process:
         self.port = free_port()
         """Of its probes and metrics."""
         self.log = folder / "log"
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(REPOSITORY),
-            "KUBECONFIG": str(_kubeconfig(cluster, f"gpufn-{component}", folder)),
-        }
+        token = cluster.kubectl("--namespace", SYSTEM_NAMESPACE, "create", "token", f"gpufn-{component}").strip()
+        kubeconfig = cluster.kubeconfig_for(token, folder / "kubeconfig")
+        environment = {"PATH": os.environ["PATH"], **PYTHON, "KUBECONFIG": str(kubeconfig)}
         command = [sys.executable, "-m", "adapter.controller", component, f"--probes-port={self.port}", *words]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
@@ -91,23 +76,6 @@ class Process:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.send(number)
         return self.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _kubeconfig(cluster: Cluster, account: str, folder: Path) -> Path:
-    token = cluster.kubectl("--namespace", SYSTEM_NAMESPACE, "create", "token", account).strip()
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["users"] = [{"name": account, "user": {"token": token}}]
-    for context in config["contexts"]:
-        context["context"]["user"] = account
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def secret(cluster: Cluster, name: str) -> dict[str, bytes]:

@@ -21,20 +21,34 @@ LOGIN = ("admin", "a password")
 READY_S = 300
 
 
+def kustomize(overlay: str) -> str:
+    """kubectl's word for one of `manifests/overlays`."""
+    return f"--kustomize={REPOSITORY / 'manifests' / 'overlays' / overlay}"
+
+
+@contextlib.contextmanager
+def applied(cluster: Cluster, overlay: str, *namespaces: str) -> Iterator[None]:
+    """An overlay's objects, and before them `namespaces`, which its frameworks would bring, or its user."""
+    for name in namespaces:
+        cluster.make_namespace(name)
+    try:
+        cluster.kubectl("apply", kustomize(overlay))
+        yield
+    finally:
+        cluster.kubectl("delete", "--ignore-not-found", kustomize(overlay), timeout_s=300)
+        cluster.kubectl("delete", "--ignore-not-found", "namespace", *namespaces)
+
+
 class Installation:
-    """One overlay of `manifests/overlays` on a cluster that has its framework. `database`: its URL as pods reach it."""
+    """All of gpufn at work on `cluster`."""
 
-    def __init__(self, cluster: Cluster, overlay: str, database: str) -> None:
-        self.cluster, self.database = cluster, database
-        self._folder = f"--kustomize={REPOSITORY / 'manifests' / 'overlays' / overlay}"
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
 
-    def apply(self) -> None:
-        """Returns when all components are ready. $GPUFN_TEST_IMAGE: an archive to take for the image of this tree."""
+    def make_ready(self, database: str) -> None:
+        """Gives it what it waits for, and returns when all components are ready. `database`: its URL as pods reach it."""
         kubectl = self.cluster.kubectl
-        self.cluster.load_archive(Path(os.environ.get("GPUFN_TEST_IMAGE") or adapter_image.archive()))
-        kubectl("create", "namespace", FUNCTIONS)
-        kubectl("apply", self._folder)
-        self._secret("gpufn-ledger", url=self.database)
+        self._secret("gpufn-ledger", url=database)
         self._secret("gpufn-basic-auth", **{"basic-auth-user": LOGIN[0], "basic-auth-password": LOGIN[1]})
         for namespace, kind in ((SYSTEM_NAMESPACE, "deployments"), (AGENT_NAMESPACE, "daemonsets")):
             for name in kubectl("-n", namespace, "get", kind, "-o", "name").split():
@@ -43,9 +57,6 @@ class Installation:
     def _secret(self, name: str, **values: str) -> None:
         metadata = {"name": name, "namespace": SYSTEM_NAMESPACE}
         self.cluster.apply([{"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values}])
-
-    def delete(self) -> None:
-        self.cluster.kubectl("delete", "--ignore-not-found", self._folder, timeout_s=300)
 
     def ledger(self, path: str) -> Any:
         """What the ledger answers to a reader, through the API server as the command line asks it."""
@@ -67,11 +78,10 @@ class Installation:
 
 @contextlib.contextmanager
 def installed(cluster: Cluster, overlay: str) -> Iterator[Installation]:
-    with postgres.server(cluster.addresses.host, "198.18.0.0/15") as database:
-        installation = Installation(cluster, overlay, database)
-        try:
-            installation.apply()
-            yield installation
-        finally:
-            installation.delete()
-            cluster.kubectl("delete", "namespace", FUNCTIONS, "--ignore-not-found")
+    """On a cluster that has its framework. $GPUFN_TEST_IMAGE: an archive to take for the image of this tree."""
+    cluster.load_archive(Path(os.environ.get("GPUFN_TEST_IMAGE") or adapter_image.archive()))
+    database = postgres.server(cluster.addresses.host, "198.18.0.0/15")
+    with database as url, applied(cluster, overlay, FUNCTIONS):
+        installation = Installation(cluster)
+        installation.make_ready(url)
+        yield installation

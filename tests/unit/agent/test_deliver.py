@@ -8,12 +8,11 @@ import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from adapter.agent.deliver import Delivery, Ledger
+from adapter.agent.deliver import Delivery
 from adapter.agent.metrics import Metrics
 from adapter.agent.spool import Spool
 from adapter.cluster import certificates
@@ -21,6 +20,7 @@ from adapter.cluster.serving import served
 from adapter.errors import Unavailable
 from adapter.ledger import metrics as ledger_metrics
 from adapter.ledger.callers import Caller
+from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.server import LedgerService
 from adapter.ledger.store import Ledger as Store
 from adapter.ledger.wire import encode
@@ -76,15 +76,13 @@ class Scene:
         context.load_cert_chain(self.files / "tls.crt", self.files / "tls.key")
         async with (
             served(app or self.app, 0, address="127.0.0.1", tls=context) as port,
-            aiohttp.ClientSession() as session,
+            LedgerConnection(f"https://localhost:{port}", self.files) as ledger,
         ):
-            ledger = Ledger(f"https://localhost:{port}", self.files)
             self.delivery = Delivery(self.spool, ledger, self.metrics, self.clock.append)
-            self.session = session
             yield self
 
     async def once(self):
-        return await self.delivery.once(self.session)
+        return await self.delivery.once()
 
     def stored(self):
         return sorted(interval.id for interval in self.store.intervals(0, 2**62))
@@ -223,13 +221,13 @@ def test_an_acknowledgement_that_never_came_makes_nothing_count_twice(scene, mon
         scene.spool.append([lease(1)], {})
         async with scene.serving():
             lost = Unavailable("The answer was lost.")
-            send = scene.delivery._ledger.send
+            deliver = scene.delivery._ledger.deliver
 
-            async def send_and_lose(*words):
-                await send(*words)
+            async def deliver_and_lose(lines):
+                await deliver(lines)
                 raise lost
 
-            monkeypatch.setattr(scene.delivery._ledger, "send", send_and_lose)
+            monkeypatch.setattr(scene.delivery._ledger, "deliver", deliver_and_lose)
             with pytest.raises(Unavailable):
                 await scene.once()
             assert scene.spool.unacked == 1
@@ -262,3 +260,25 @@ def test_it_tries_again_until_the_ledger_is_there_and_wakes_when_there_is_more(s
     run(play())
     assert scene.spool.unacked == 0
     assert scene.metric('gpufn_agent_failures_total{peer="ledger"} 2.0')
+
+
+def test_what_comes_while_it_looks_does_not_wait_for_the_next_look(scene, monkeypatch):
+    async def play():
+        async with scene.serving():
+            looks, scene.delivery._on_clock = scene.spool.pending, (heard := asyncio.Queue()).put_nowait
+            loop = asyncio.get_running_loop()
+
+            def nothing_yet(limit):
+                found = looks(limit)
+                if not scene.spool.unacked:
+                    scene.spool.append([lease(1)], {})
+                    loop.call_soon_threadsafe(scene.delivery.more.set)
+                return found
+
+            monkeypatch.setattr(scene.spool, "pending", nothing_yet)
+            monkeypatch.setattr("adapter.agent.deliver._LOOK_S", 60.0)
+            task = asyncio.create_task(scene.delivery.run())
+            await asyncio.wait_for(heard.get(), 10)
+            task.cancel()
+
+    run(play())

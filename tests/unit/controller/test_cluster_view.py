@@ -5,6 +5,7 @@ from hypothesis import given, settings, strategies as st
 
 from adapter.cluster.informer import Rhythm
 from adapter.cluster.resources import GPU_NODES, NODES, PODS
+from adapter.controller import cluster_view
 from adapter.controller.cluster_view import ClusterView
 from adapter.controller.reservations import TTL_S, Reservations
 from tests.fakes.api_server import FakeApiServer, hang, watches
@@ -151,6 +152,16 @@ def test_what_agents_say_is_on_their_nodes():
     play(scene)
 
 
+def test_amounts_are_shared_and_those_that_no_pod_has_any_more_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster_view, "_SHARED", 3)
+    read = cluster_view._PodReader()
+    first, same = (read(function_pod(name, gpus=1, node_name="n1")) for name in "ab")
+    assert first.amounts is same.amounts
+    for gpus in range(2, 9):
+        read(function_pod("c", gpus=gpus, node_name="n1"))
+    assert len(read._shared) <= 3
+
+
 def test_heartbeats_of_nodes_change_nothing():
     async def scene(server, view, now):
         before = view.inventory()
@@ -200,6 +211,7 @@ def test_whatever_happens_to_pods_what_is_free_is_what_they_leave(changes):
             for on in ("n1", "n2"):
                 held = sum(gpus for place, gpus in filter(None, there.values()) if place == on)
                 assert next(each for each in view.inventory() if each.name == on).offers[0].used == held
+            assert view._held.keys() == {place for place, _ in filter(None, there.values()) if place}
 
     asyncio.run(scene())
 

@@ -1,4 +1,4 @@
-"""The controller's questions to the ledger service itself, over TLS."""
+"""Calls of the ledger service itself, over TLS."""
 
 import asyncio
 import datetime as dt
@@ -10,9 +10,10 @@ import pytest
 from aiohttp import web
 
 from adapter.cluster.certificates import issue, make_authority
-from adapter.controller.ledger_reader import LedgerReader
-from adapter.errors import Unavailable
+from adapter.errors import Timeout, Unavailable
 from adapter.ledger.callers import Caller
+from adapter.ledger.client import activity
+from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.metrics import Metrics
 from adapter.ledger.server import LedgerService
 from adapter.ledger.store import Ledger
@@ -56,6 +57,11 @@ async def served(tmp_path, app):
         await runner.cleanup()
 
 
+async def ask(address, folder, since_ns=0):
+    async with LedgerConnection(address, folder) as ledger:
+        return await ledger.ask(activity(since_ns))
+
+
 def asked(tmp_path, folder):
     """The answer of a ledger that has one lease, of 10 s."""
     end_ns = time.time_ns()
@@ -66,12 +72,12 @@ def asked(tmp_path, folder):
             device="GPU-1", share=1.0, phase=LeasePhase.RUNNING, started_at_ns=end_ns - 10 * S, ended_at_ns=end_ns,
         )], [], [])  # fmt: skip
 
-        async def ask():
+        async def scene():
             app = LedgerService(ledger, Controllers(), Metrics()).application()
             async with served(tmp_path, app) as address:
-                return await LedgerReader(address, folder).activity(end_ns - 60 * S)
+                return await ask(address, folder, end_ns - 60 * S)
 
-        return asyncio.run(ask()), end_ns
+        return asyncio.run(scene()), end_ns
     finally:
         ledger.close()
 
@@ -83,7 +89,7 @@ def test_what_the_ledger_knows_of_traffic_is_what_comes(tmp_path, trusted):
 
 def test_a_token_that_is_not_known_is_refused_and_never_told(tmp_path, trusted):
     (trusted / "token").write_text("very-wrong")
-    with pytest.raises(Unavailable, match="did not answer") as refused:
+    with pytest.raises(Unavailable, match="refuses") as refused:
         asked(tmp_path, trusted)
     assert "very-wrong" not in refused.value.to_text()
 
@@ -94,28 +100,46 @@ def test_a_ledger_whose_certificate_another_signed_is_not_asked(tmp_path, truste
         asked(tmp_path, trusted)
 
 
+def test_one_that_says_nothing_is_not_waited_for(tmp_path, trusted, monkeypatch):
+    monkeypatch.setattr("adapter.ledger.connection._LIMIT_S", 0.2)
+
+    async def scene():
+        app, over = web.Application(), asyncio.Event()
+
+        async def silent(request):
+            await over.wait()
+
+        app.router.add_get("/v1/activity", silent)
+        async with served(tmp_path, app) as address:
+            with pytest.raises(Timeout):
+                await ask(address, trusted)
+            over.set()
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("missing", ["token", "ca.crt"])
 def test_before_the_kubelet_has_brought_what_is_needed_it_says_so(trusted, missing):
     (trusted / missing).unlink()
     with pytest.raises(Unavailable, match="cannot be asked yet") as refused:
-        asyncio.run(LedgerReader("https://localhost:1", trusted).activity(0))
+        asyncio.run(ask("https://localhost:1", trusted))
     assert refused.value.hint
 
 
 def test_a_ledger_that_is_down_is_unavailable(trusted):
     with pytest.raises(Unavailable):
-        asyncio.run(LedgerReader("https://localhost:1", trusted).activity(0))
+        asyncio.run(ask("https://localhost:1", trusted))
 
 
 def test_an_answer_that_is_no_ledgers_is_unavailable(tmp_path, trusted):
     async def nonsense(request):
         return web.json_response({"functions": [{"function": 1}]})
 
-    async def ask():
+    async def scene():
         app = web.Application()
         app.router.add_get("/v1/activity", nonsense)
         async with served(tmp_path, app) as address:
-            await LedgerReader(address, trusted).activity(0)
+            await ask(address, trusted)
 
     with pytest.raises(Unavailable):
-        asyncio.run(ask())
+        asyncio.run(scene())
