@@ -29,7 +29,7 @@ from tests.testbed import functions
 from tests.testbed.cluster import Cluster
 from tests.testbed.installation import FUNCTIONS, LOGIN, Installation, installed
 from tests.testbed.machines import wait_until
-from tests.testbed.nodes import Node, gpu_labels
+from tests.testbed.nodes import two_nodes
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
@@ -48,8 +48,7 @@ COMPONENTS = ("webhook", "controller", "agent", "ledger")
 
 
 def run(options: Options) -> Iterator[Bar]:
-    nodes = (Node("node1", gpus=2, labels=gpu_labels(count=2)), Node("node2", gpus=1, labels=gpu_labels(count=1)))
-    with tempfile.TemporaryDirectory(prefix="gpufn-bench-") as folder, Cluster(nodes, knative=True) as cluster:
+    with tempfile.TemporaryDirectory(prefix="gpufn-bench-") as folder, Cluster(two_nodes(), knative=True) as cluster:
         load_functions(cluster, Path(folder))
         with installed(cluster, "both") as gpufn:
             knative = Knative(gpufn)

@@ -125,7 +125,8 @@ class Cluster:
     def _wait_for_nodes(self, machine: Machine) -> None:
         site = self.site
         self._component("coredns", machine, control_plane.dns(site)).start()
-        self.apply([*control_plane.dns_service(site), RUNTIME_CLASS])
+        has_drivers = any(node.node.driver for node in self.nodes.values())
+        self.apply([*control_plane.dns_service(site), *([RUNTIME_CLASS] if has_drivers else ())])
         if self._with_knative:
             self._start_knative(machine)
         self.kubectl("wait", "node", *self.nodes, "--for=condition=Ready", "--timeout=100s")
