@@ -270,8 +270,8 @@ def _collected(registry: CollectorRegistry) -> Iterator[tuple[str, ...]]:
     for collector in collectors:
         for family in collector.collect():
             name = family.name + ("_total" if family.type == "counter" else "")
-            found = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
-            labels = ", ".join(f"`{label}`" for label in found) or "–"
+            own = family if isinstance(collector, InformerCollector) else collector
+            labels = ", ".join(f"`{label}`" for label in getattr(own, "_labelnames", ())) or "–"
             yield f"`{name}`", family.type, labels, family.documentation
 
 
