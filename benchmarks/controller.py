@@ -110,13 +110,13 @@ class _Writer:
 def _components(cluster: Cluster, folder: Path) -> Iterator[tuple[Process, Process, int]]:
     """The controller, the webhook and its port, both knowing the cluster; the API server's calls lead there."""
     from tests.ports import free_port
-    from tests.testbed.components import WEBHOOK_SECRET, Process, lead, secret
+    from tests.testbed.components import WEBHOOK_SECRET, lead, secret, started
     from tests.testbed.machines import wait_until
 
     with ExitStack() as stack:
 
         def start(component: str, *words: str) -> Process:
-            process = Process(cluster, component, folder / component, *words)
+            process = started(cluster, component, folder / component, *words)
             stack.callback(process.end, signal.SIGKILL)
             return process
 

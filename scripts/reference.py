@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from adapter import errors
 from adapter.agent.metrics import Metrics as AgentMetrics
 from adapter.cli.main import COMMANDS, INTERRUPTED, gpufn
-from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics
+from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics, InformerCollector
 from adapter.errors import AdapterError
 from adapter.keys import CONFIG_FILE, DOMAIN
 from adapter.ledger.metrics import Metrics as LedgerMetrics
@@ -243,7 +244,10 @@ def metrics() -> str:
         "Replicas that `gpufn up` starts serve none: the gateway counts for them.\n\n"
         + table(("metric", "type", "meaning"), _replica_metrics())
         + "\n## On a cluster\n\n"
-        "Each component serves `/metrics` on port 8080.\n"
+        "Each component serves `/metrics` on port 8080; the provider those of `gpufn up`, on 8081.\n"
+        + "\n### The webhook and the controller\n\n"
+        "`gpufn_build_info`, what Prometheus says of a process (`process_…`), and what they know of the cluster:\n\n"
+        + table(("metric", "type", "labels", "meaning"), _collected(_registered(partial(InformerCollector, ()))))
         + "\n### The webhook\n\n"
         + table(("metric", "type", "labels", "meaning"), _collected(_registered(AdmissionMetrics)))
         + "\n### The controller\n\n"
@@ -264,10 +268,11 @@ def _registered(kind: Callable[[CollectorRegistry], object]) -> CollectorRegistr
 def _collected(registry: CollectorRegistry) -> Iterator[tuple[str, ...]]:
     collectors = registry._collector_to_names  # noqa: SLF001  # labels are nowhere public before a first sample
     for collector in collectors:
-        family = next(iter(collector.collect()))
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ())) or "–"
-        yield f"`{name}`", family.type, labels, family.documentation
+        for family in collector.collect():
+            name = family.name + ("_total" if family.type == "counter" else "")
+            own = family if isinstance(collector, InformerCollector) else collector
+            labels = ", ".join(f"`{label}`" for label in getattr(own, "_labelnames", ())) or "–"
+            yield f"`{name}`", family.type, labels, family.documentation
 
 
 def _replica_metrics() -> Iterator[tuple[str, ...]]:

@@ -85,17 +85,6 @@ def echo_image(cluster: Cluster, repository: Path, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def embed_image(cluster: Cluster, repository: Path, tmp_path_factory) -> str:
-    """The name of the image of functions/embed, with torch and a real model; every node has it."""
-    folder, function = tmp_path_factory.mktemp("embed-image"), repository / "functions" / "embed"
-    layout = functions.base_layout(folder / "base", "python3-torch")
-    requirements = (function / "requirements.txt").read_text()
-    image = functions.function_image("dev.local/embed:1", function, layout, folder, requirements)
-    cluster.load(image)
-    return image.name
-
-
-@pytest.fixture(scope="session")
 def gpufn(cluster: Cluster) -> Iterator[Installation]:
     """All of gpufn on `cluster`, under Knative and OpenFaaS, from the image that manifests/image/Dockerfile makes."""
     with installed(cluster, "both") as installation:

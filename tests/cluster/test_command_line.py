@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -22,6 +17,7 @@ from adapter.cluster.certificates import issue, make_authority
 from adapter.ledger.store import Ledger
 from adapter.records import LeaseInterval, LeasePhase, Phase, PhaseName, Rung, StartRecord
 from tests.ports import free_port
+from tests.testbed.components import Process
 from tests.testbed.machines import wait_until
 from tests.testbed.nodes import gpu_labels
 
@@ -137,7 +133,7 @@ def person(plane, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ledger(plane, tmp_path_factory, repository):
+def ledger(plane, tmp_path_factory):
     """A ledger with one start and one lease of this minute, behind a Service of the cluster's."""
     folder = tmp_path_factory.mktemp("ledger")
     url, now_ns = f"sqlite:///{folder}/ledger.sqlite", time.time_ns()
@@ -151,9 +147,13 @@ def ledger(plane, tmp_path_factory, repository):
         "GPUFN_LEDGER": url, "GPUFN_TLS_DIR": str(folder), "KUBECONFIG": str(plane.kubeconfig),
         "GPUFN_LEDGER_PORT": str(port), "GPUFN_STATUS_PORT": str(status_port),
     }  # fmt: skip
-    with serving(settings, port, repository):
+    process = Process(["adapter.ledger"], settings, status_port, folder / "log").start()
+    try:
+        wait_until("ledger", process.is_ready, WAIT_S)
         publish(plane, port)
         yield
+    finally:
+        process.end()
     plane.kubectl("delete", "service,pod", "gpufn-ledger", "-n", SYSTEM)
 
 
@@ -177,22 +177,6 @@ def publish(plane, port):
             {"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": subsets},
         ]
     )
-
-
-@contextmanager
-def serving(settings, port, repository):
-    environment = {**os.environ, **settings, "PYTHONPATH": str(repository)}
-    with subprocess.Popen([sys.executable, "-m", "adapter.ledger"], env=environment) as process:
-        try:
-            wait_until("ledger", lambda: listens(port), WAIT_S)
-            yield
-        finally:
-            process.terminate()
-
-
-def listens(port):
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 def fill(url, now_ns):

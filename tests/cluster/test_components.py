@@ -11,7 +11,7 @@ import pytest
 from adapter.keys import AGENT_NAMESPACE, SYSTEM_NAMESPACE
 from tests.fakes.cluster_objects import GPU, function_pod, node
 from tests.ports import free_port
-from tests.testbed.components import WEBHOOK_HOST, WEBHOOK_SECRET, Process, secret
+from tests.testbed.components import WEBHOOK_HOST, WEBHOOK_SECRET, secret, started
 from tests.testbed.installation import applied
 from tests.testbed.machines import wait_until
 
@@ -29,14 +29,13 @@ def installed(control_plane):
 def start(installed, tmp_path):
     running = []
 
-    def started(component, name, *words):
-        running.append(Process(installed, component, tmp_path / name, *words))
+    def start(component, name, *words):
+        running.append(started(installed, component, tmp_path / name, *words))
         return running[-1]
 
-    yield started
+    yield start
     for process in running:
-        if process.is_running:
-            process.end(signal.SIGKILL)
+        process.end(signal.SIGKILL)
 
 
 def holder(cluster):

@@ -113,7 +113,7 @@ def test_a_gpu_function_lands_on_the_model_it_asks_for_and_its_device_is_metered
     assert all(device.startswith("GPU-") for device in devices())
 
 
-def test_one_annotation_less_is_an_annotation_that_kn_users_need_not_know(gpufn, namespace, echo_image):
+def test_a_limit_alone_says_that_a_function_wants_a_gpu(gpufn, namespace, echo_image):
     """``kn service create --limit nvidia.com/gpu=1`` alone."""
     deploy(gpufn.cluster, ksvc("plain", namespace, echo_image, limits={"nvidia.com/gpu": "1"}))
     (pod,) = pods(gpufn.cluster, "plain", namespace)

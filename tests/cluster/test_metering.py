@@ -8,11 +8,8 @@ from __future__ import annotations
 import datetime as dt
 import http.client
 import json
-import os
 import signal
 import ssl
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -38,6 +35,7 @@ from tests.ports import free_port
 from tests.postgres import postgres_url
 from tests.testbed import functions
 from tests.testbed.cluster import Cluster
+from tests.testbed.components import Process
 from tests.testbed.machines import TestbedFailed, wait_until
 from tests.testbed.nodes import gpu_ids
 
@@ -52,41 +50,15 @@ SLEEPER = "import time\n\n\ndef load(device):\n    return None\n\n\ndef handle(e
 
 
 @dataclass
-class Program:
-    """One of our components as a process, to be killed and started."""
-
-    module: str
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module], env={**os.environ, **self.environment}, stdout=log, stderr=log
-            )
-
-    def kill(self) -> None:
-        self.stop(signal.SIGKILL)
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(30)
-            self.process = None
-
-
-@dataclass
 class Metering:
     """The agent of a node, and a ledger service over PostgreSQL."""
 
     cluster: Cluster
     folder: Path
     database: str
-    agent: Program = field(init=False)
-    ledger: Program = field(init=False)
+    agent: Process = field(init=False)
+    ledger: Process = field(init=False)
     port: int = field(default_factory=free_port)
-    status_port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         _install(self.cluster)
@@ -108,8 +80,9 @@ class Metering:
         self.reader = self.token("gpufn-system", "gpufn-reader")
         agent_token = self.token("gpufn-agents", "gpufn-agent", *bound, audience="")
         node = self.cluster.nodes[NODE].folder
-        self.agent = Program(
-            "adapter.agent",
+        agent_port, ledger_port = free_port(), free_port()
+        self.agent = Process(
+            ["adapter.agent"],
             {
                 "KUBECONFIG": str(self.cluster.kubeconfig_for(agent_token, self.folder / "agent.kubeconfig")),
                 "GPUFN_NODE": NODE,
@@ -121,20 +94,22 @@ class Metering:
                 "GPUFN_SECCOMP_DIR": str(node / "var-lib/kubelet/seccomp"),
                 "GPUFN_KUBELET_SOCKET": str(node / "var-lib/kubelet/pod-resources/kubelet.sock"),
                 "GPUFN_POD_LOGS_DIR": str(node / "var-log/pods"),
-                "GPUFN_STATUS_PORT": str(self.status_port),
+                "GPUFN_STATUS_PORT": str(agent_port),
             },
+            agent_port,
             self.folder / "agent.log",
         )
         ledger_token = self.token("gpufn-system", "gpufn-ledger", audience="")
-        self.ledger = Program(
-            "adapter.ledger",
+        self.ledger = Process(
+            ["adapter.ledger"],
             {
                 "KUBECONFIG": str(self.cluster.kubeconfig_for(ledger_token, self.folder / "ledger.kubeconfig")),
                 "GPUFN_LEDGER": self.database,
                 "GPUFN_LEDGER_PORT": str(self.port),
-                "GPUFN_STATUS_PORT": "0",
+                "GPUFN_STATUS_PORT": str(ledger_port),
                 "GPUFN_TLS_DIR": str(mounted),
             },
+            ledger_port,
             self.folder / "ledger.log",
         )
 
@@ -156,19 +131,6 @@ class Metering:
         assert status == 200, answer
         return answer
 
-    def agent_is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.status_port}/readyz", timeout=10) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def ledger_answers(self) -> bool:
-        try:
-            return self.ask("/v1/starts", token=self.reader)[0] == 200
-        except OSError:
-            return False
-
     @property
     def remote(self) -> RemoteLedger:
         return RemoteLedger(self.get)
@@ -184,7 +146,9 @@ class Metering:
         try:
             wait_until(what, probe, WAIT_S)
         except TestbedFailed as error:
-            logs = "\n".join(f"--- {p.module}\n{p.log.read_text()[-3000:]}" for p in (self.agent, self.ledger))
+            logs = "\n".join(
+                f"--- {each.log.name}\n{each.log.read_text()[-3000:]}" for each in (self.agent, self.ledger)
+            )
             raise TestbedFailed(f"{error}\n{logs}") from None
 
 
@@ -226,12 +190,12 @@ def metering(cluster: Cluster, postgres_url: str, tmp_path) -> Iterator[Metering
     metering.ledger.start()
     metering.agent.start()
     try:
-        metering.wait_for("the agent", metering.agent_is_ready)
-        metering.wait_for("the ledger", metering.ledger_answers)
+        metering.wait_for("the agent", metering.agent.is_ready)
+        metering.wait_for("the ledger", metering.ledger.is_ready)
         yield metering
     finally:
-        metering.agent.stop()
-        metering.ledger.stop()
+        metering.agent.end()
+        metering.ledger.end()
         cluster.kubectl("-n", "gpufn-agents", "delete", "pod", metering.shell, "--wait=false")
 
 
@@ -368,14 +332,14 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_counts_twice(cluster, me
         for n in range(3):
             name = f"guest-{n}"
             cluster.apply([function_pod(name, namespace, sleeper_image)])
-            metering.agent.kill()
+            metering.agent.end(signal.SIGKILL)
             ready(cluster, name, namespace)
-            metering.ledger.kill()
+            metering.ledger.end(signal.SIGKILL)
             metering.agent.start()
             call(cluster, name, namespace, 0.5)
             metering.ledger.start()
             if n == 1:  # it ends while no agent sees it
-                metering.agent.kill()
+                metering.agent.end(signal.SIGKILL)
             cluster.kubectl("delete", "pod", name, "-n", namespace)
             if n == 1:
                 metering.agent.start()

@@ -1,4 +1,4 @@
-"""gpufn's own components on a cluster without nodes: what a test asks for runs as a process on this computer."""
+"""gpufn's own components as processes on this computer, beside a cluster that need not have nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,21 @@ _END_S = 60
 
 
 class Process:
-    """A component of ours, as the ServiceAccount that the manifests give it. `words` are further options."""
+    """`command` is what follows ``python -m``, `port` that of its probes and metrics, `log` a file that may be there.
 
-    def __init__(self, cluster: Cluster, component: str, folder: Path, *words: str) -> None:
-        folder.mkdir(exist_ok=True)
-        self.port = free_port()
-        """Of its probes and metrics."""
-        self.log = folder / "log"
-        token = cluster.kubectl("--namespace", SYSTEM_NAMESPACE, "create", "token", f"gpufn-{component}").strip()
-        kubeconfig = cluster.kubeconfig_for(token, folder / "kubeconfig")
-        environment = {"PATH": os.environ["PATH"], **PYTHON, "KUBECONFIG": str(kubeconfig)}
-        command = [sys.executable, "-m", "adapter.controller", component, f"--probes-port={self.port}", *words]
+    It can be killed and started again."""
+
+    _child: subprocess.Popen[bytes]
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> None:
+        self.port, self.log = port, log
+        self._command = [sys.executable, "-m", *command]
+        self._environment = {"PATH": os.environ["PATH"], **PYTHON, **environment}
+
+    def start(self) -> Process:
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+            self._child = subprocess.Popen(self._command, env=self._environment, stderr=log, stdout=log)
+        return self
 
     def probe(self, path: str = "/readyz") -> tuple[int, str]:
         """Status and text; 0 while nobody listens."""
@@ -74,8 +77,19 @@ class Process:
         return self._child.wait(_END_S)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Also of one that has ended."""
         self.send(number)
         return self.wait()
+
+
+def started(cluster: Cluster, component: str, folder: Path, *words: str) -> Process:
+    """The webhook or the controller, as the ServiceAccount that the manifests give it. `words` are further options."""
+    folder.mkdir(exist_ok=True)
+    token = cluster.kubectl("--namespace", SYSTEM_NAMESPACE, "create", "token", f"gpufn-{component}").strip()
+    environment = {"KUBECONFIG": str(cluster.kubeconfig_for(token, folder / "kubeconfig"))}
+    port = free_port()
+    command = ["adapter.controller", component, f"--probes-port={port}", *words]
+    return Process(command, environment, port, folder / "log").start()
 
 
 def secret(cluster: Cluster, name: str) -> dict[str, bytes]:
