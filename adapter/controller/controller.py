@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter.cluster.api import Api
+from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.election import Election
 from adapter.cluster.events import EventRecorder
 from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults

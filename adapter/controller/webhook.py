@@ -13,9 +13,10 @@ from typing import Any
 from aiohttp import web
 
 from adapter.cluster.api import Api
+from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.health import Health
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
 from adapter.cluster.tls import ServingTls
 from adapter.controller.admission import Admission, Answer, Review
 from adapter.controller.cluster_view import ClusterView, settle
