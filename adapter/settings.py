@@ -40,8 +40,8 @@ def from_environment(cls: type[T], environ: Mapping[str, str]) -> T:
         elif item.default is MISSING:
             raise ConfigError(
                 f"The variable {name} is not set.",
-                why="There is no default.",
-                hint=f"It says: {doc}.",
+                why=f"It says: {doc}.",
+                hint="There is no default.",
                 code="no-variable",
             )
     return cls(**values)
