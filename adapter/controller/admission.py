@@ -119,7 +119,7 @@ class Admission:
         except ConfigError as exc:
             logger.info("refused", extra={"fields": {**fields, "code": exc.code, "why": exc.message}})
             return Answer(review.uid, "refused", exc.code, message=exc.to_text())
-        except Exception:
+        except Exception:  # boundary: no defect of ours keeps others from making pods
             logger.exception("an object passes unseen", extra={"fields": fields})
             return Answer(
                 review.uid, "failed", "failed", warnings=("gpufn: an error of its own; this passes as it is.",)
