@@ -17,6 +17,7 @@ from adapter.cluster.events import EventRecorder
 from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
 from adapter.cluster.serving import served
+from adapter.controller.budget_events import BudgetEvents
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
@@ -26,8 +27,9 @@ from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
-from adapter.ledger.client import activity
+from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
+from adapter.ledger.held import HeldToday
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,11 @@ def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: Co
     events = EventRecorder(api, "controller")
     knative, revisions, autoscalers = KnativeDefaults(api), revisions_of(api), autoscalers_of(api)
     taker = SnapshotTaker(api, view, events)
-    traffic = LedgerTraffic(lambda since_ns: ledger.ask(activity(since_ns)))
+    held = HeldToday(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns)))
+    traffic = LedgerTraffic(lambda since_ns: ledger.ask(client.activity(since_ns)))
     tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory)
     return Work(
-        (CertificateKeeper(api), UnplacedPods(view, events, metrics), taker, tuner),
+        (CertificateKeeper(api), UnplacedPods(view, events, metrics), BudgetEvents(view, held, events), taker, tuner),
         (taker.takings, *knative.caches, revisions, autoscalers),
     )
 
