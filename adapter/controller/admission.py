@@ -1,7 +1,7 @@
 """Answers the API server's questions about pods and Knative Services that are being made.
 
-A user's error is refused, with what to do; an error of ours lets the object pass as it is. Nothing here asks anybody:
-all that it rests on is in memory.
+A user's error is refused, with what to do, and so is a pod whose function has held its budget of the day; an error of
+ours lets the object pass as it is. Nothing here asks anybody: all that it rests on is in memory.
 """
 
 from __future__ import annotations
