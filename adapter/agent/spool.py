@@ -240,9 +240,14 @@ class Spool:
             os.close(fd)
             part.unlink(missing_ok=True)
             return self._not_compacted(exc)
-        sync(self._path.parent)
         os.close(self._fd)
         self._fd, self._frames, self.size_bytes = fd, frames, at + len(last)
+        try:
+            sync(self._path.parent)
+        except (
+            OSError
+        ) as exc:  # the name leads to the new file, and only if the machine dies now perhaps to the old one
+            self._not_compacted(exc)
         return None
 
     def _not_compacted(self, exc: OSError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
+from adapter.knative.tuning import Revision
 from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.held import HeldToday
+from adapter.policy.budget import BudgetState
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,15 @@ def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: Co
     taker = SnapshotTaker(api, view, events)
     held = HeldToday(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns)))
     traffic = LedgerTraffic(lambda since_ns: ledger.ask(client.activity(since_ns)))
-    tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory)
+
+    async def is_spent(revision: Revision) -> bool:
+        if not revision.spec.budget_gpu_s:
+            return False
+        await held.look()
+        budget = held.budget(f"{revision.function}.{revision.namespace}", revision.spec.budget_gpu_s)
+        return budget.state(time.time_ns()) is BudgetState.SPENT
+
+    tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory, is_spent=is_spent)
     return Work(
         (CertificateKeeper(api), UnplacedPods(view, events, metrics), BudgetEvents(view, held, events), taker, tuner),
         (taker.takings, *knative.caches, revisions, autoscalers),
