@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 
-from adapter import logs
 from adapter.agent.agent import Agent
 from adapter.agent.deliver import Delivery
 from adapter.agent.metrics import Metrics
@@ -22,16 +21,18 @@ from adapter.agent.pods import read_pod
 from adapter.agent.settings import AgentSettings
 from adapter.agent.spool import Spool
 from adapter.cluster.api import Api
+from adapter.cluster.component import run, stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import NAMESPACES, PODS
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
 from adapter.errors import AdapterError
 from adapter.files import write_whole
 from adapter.hosts import criu, seccomp
 from adapter.keys import ENV_CRIU, SECCOMP_PROFILE
 from adapter.ledger.connection import LedgerConnection
+from adapter.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +111,7 @@ def _labels(namespace: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def main() -> int:
-    logs.setup()
-    try:
-        asyncio.run(serve(AgentSettings.from_env(os.environ)))
-    except AdapterError as error:
-        print(error.to_text(), file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
+    return run(lambda: serve(from_environment(AgentSettings, os.environ)))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Spool:
             spool = cls(path, fd, limit_bytes)
             try:
                 spool._recover()
-            except BaseException:
+            except BaseException:  # whatever it is: with the descriptor goes the lock
                 os.close(fd)
                 raise
         except OSError as exc:
@@ -240,9 +240,14 @@ class Spool:
             os.close(fd)
             part.unlink(missing_ok=True)
             return self._not_compacted(exc)
-        sync(self._path.parent)
         os.close(self._fd)
         self._fd, self._frames, self.size_bytes = fd, frames, at + len(last)
+        try:
+            sync(self._path.parent)
+        except (
+            OSError
+        ) as exc:  # the name leads to the new file, and only if the machine dies now perhaps to the old one
+            self._not_compacted(exc)
         return None
 
     def _not_compacted(self, exc: OSError) -> None:
@@ -257,11 +262,10 @@ def _locked(path: Path) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_ino == os.stat(path).st_ino:
                 return fd
-        except BlockingIOError as exc:
+        except OSError as exc:
             os.close(fd)
-            raise Conflict(f"Another agent has the spool {path}.", code="spool-busy") from exc
-        except BaseException:
-            os.close(fd)
+            if isinstance(exc, BlockingIOError):
+                raise Conflict(f"Another agent has the spool {path}.", code="spool-busy") from exc
             raise
         os.close(fd)
 

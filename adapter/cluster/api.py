@@ -63,7 +63,6 @@ class Patience:
 
 
 PATIENT = Patience()
-AT_ONCE = Patience(total_s=5.0, attempts=1, paced=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class EventRecorder:
     async def _create(self, about: Mapping[str, Any], reason: str, message: str, *, is_warning: bool) -> _Said:
         namespace = _namespace(about)
         unique = hashlib.blake2b(f"{reason}{message}{time.time_ns()}".encode(), digest_size=8).hexdigest()
-        name = f"{about['name'][:200]}.{unique}"
+        name = f"{about['name'][:200].rstrip('-.')}.{unique}"
         body = EVENTS.body(
             name,
             namespace,

@@ -224,7 +224,7 @@ class Informer(Generic[T]):
         """An object that cannot be read is none, and does not hide the others."""
         try:
             return self._project(value)
-        except Exception:
+        except Exception:  # boundary: whatever our code makes of what others wrote
             logger.exception("an object could not be read", extra={"fields": {"path": self.path, "key": key_of(value)}})
             return None
 
@@ -241,5 +241,5 @@ class Informer(Generic[T]):
         for handler in self._handlers:
             try:
                 handler(key, old, new)
-            except Exception:
+            except Exception:  # boundary: one handler's defect must cost neither the watch nor the others
                 logger.exception("a handler failed", extra={"fields": {"path": self.path, "key": key}})

@@ -34,7 +34,7 @@ from adapter.spec import MAX_GPUS, FunctionSpec, asked_in, parse_spec
 
 _GPU, _MIG = f"{DOMAIN}/gpu", f"{DOMAIN}/mig"
 _MIG_RESOURCE = "nvidia.com/mig-"
-_TENANT_ANNOTATION = f"{DOMAIN}/tenant"
+TENANT_ANNOTATION = f"{DOMAIN}/tenant"
 
 SCALE_LABELS = "com.openfaas.scale."
 """Their names begin so."""
@@ -301,10 +301,10 @@ def _limits(container: Mapping[str, Any]) -> dict[str, str]:
 
 def _tenant(policy: Mapping[str, str], namespace: str, namespace_labels: Mapping[str, str]) -> str:
     tenant = namespace_labels.get(TENANT_LABEL) or namespace
-    said = policy.get(_TENANT_ANNOTATION, tenant)
+    said = policy.get(TENANT_ANNOTATION, tenant)
     if said != tenant:
         raise ConfigError(
-            f"{_TENANT_ANNOTATION} = {said!r} cannot be used in namespace {namespace}.",
+            f"{TENANT_ANNOTATION} = {said!r} cannot be used in namespace {namespace}.",
             why=f"This namespace belongs to {tenant}: bills and snapshots of tenants are kept apart.",
             hint=f"Leave it out, or have an administrator label the namespace {TENANT_LABEL}.",
             code="tenant",

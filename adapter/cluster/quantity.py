@@ -1,6 +1,7 @@
 """Kubernetes quantities, as API objects write them: ``500m``, ``2``, ``64Gi``, ``1e9``.
 
-Wider than `adapter.units`, which reads what people write for us.
+Wider than `adapter.units`, which reads what people write for us, and stricter than `kubernetes.utils.parse_quantity`, which
+takes what no API server does: ``NaN``, ``1_000``, ``1e999999999``.
 """
 
 from __future__ import annotations

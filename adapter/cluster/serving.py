@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -33,25 +31,3 @@ async def served(
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
-
-
-def stop_asked() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-async def until(end: Awaitable[object], *works: Awaitable[object]) -> None:
-    """Run `works` until `end` is there, then cancel them. One that ends or fails before that ends all: what it raised is
-    raised here."""
-    tasks = [asyncio.ensure_future(work) for work in (end, *works)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in done:
-        task.result()

@@ -1,7 +1,7 @@
 """Answers the API server's questions about pods and Knative Services that are being made.
 
-A user's error is refused, with what to do; an error of ours lets the object pass as it is. Nothing here asks anybody:
-all that it rests on is in memory.
+A user's error is refused, with what to do, and so is a pod whose function has held its budget of the day; an error of
+ours lets the object pass as it is. Nothing here asks anybody: all that it rests on is in memory.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from typing import Any
 from adapter.cluster.intent import Intent, read_intent
 from adapter.cluster.inventory import Amounts, model_terms, ruled_out
 from adapter.controller.cluster_view import ClusterView, mark_of
-from adapter.controller.pod_patch import Facts, PodPatch, patch_pod
-from adapter.errors import ConfigError
+from adapter.controller.pod_patch import Facts, patch_pod
+from adapter.errors import ConfigError, Overloaded
 from adapter.knative.autoscaling import Defaults
 from adapter.knative.service_patch import patch_service
+from adapter.ledger.held import HeldToday
+from adapter.policy.budget import SPENT_CODE
 from adapter.policy.placement import Node, Recent, Verdict, place
 
 logger = logging.getLogger(__name__)
 
 _API_VERSION, _KIND = "admission.k8s.io/v1", "AdmissionReview"
+_STATUSES = {SPENT_CODE: (403, "Forbidden")}
+"""Of what is refused though nothing is wrong with it: as the API server does where a quota is spent."""
 _WARNING_LIMIT, _WARNINGS_LIMIT = 256, 12
 """Of what the API server passes on of a warning, and of all of them."""
 
@@ -68,7 +72,7 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`outcome`: ``patched``, ``untouched``, ``refused`` or ``failed``; `code` says more of the last two."""
+    """`outcome`: ``patched``, ``untouched``, ``refused`` or ``failed``; `code` says more."""
 
     uid: str
     outcome: str
@@ -85,7 +89,8 @@ class Answer:
         if self.warnings:
             response["warnings"] = [_clipped(text) for text in self.warnings[:_WARNINGS_LIMIT]]
         if self.message:
-            response["status"] = {"code": 422, "reason": "Invalid", "message": self.message}
+            status, reason = _STATUSES.get(self.code, (422, "Invalid"))
+            response["status"] = {"code": status, "reason": reason, "message": self.message}
         return {"apiVersion": _API_VERSION, "kind": _KIND, "response": response}
 
 
@@ -96,9 +101,11 @@ class Admission:
         self,
         view: ClusterView,
         defaults: Callable[[], Defaults] = Defaults,
+        held: HeldToday | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._view, self._defaults, self._clock_ns = view, defaults, clock_ns
+        """`held`: what functions held today; None: budgets are not looked at."""
+        self._view, self._defaults, self._held, self._clock_ns = view, defaults, held, clock_ns
         self._recent = Recent()
 
     def pod(self, review: Review) -> Answer:
@@ -116,10 +123,10 @@ class Admission:
             return Answer(review.uid, "failed", "not-ready", warnings=("gpufn: not ready; this passes as it is.",))
         try:
             return look(review)
-        except ConfigError as exc:
+        except (ConfigError, Overloaded) as exc:
             logger.info("refused", extra={"fields": {**fields, "code": exc.code, "why": exc.message}})
             return Answer(review.uid, "refused", exc.code, message=exc.to_text())
-        except Exception:
+        except Exception:  # boundary: no defect of ours keeps others from making pods
             logger.exception("an object passes unseen", extra={"fields": fields})
             return Answer(
                 review.uid, "failed", "failed", warnings=("gpufn: an error of its own; this passes as it is.",)
@@ -135,15 +142,31 @@ class Admission:
         intent = read_intent(review.object, namespace=namespace, namespace_labels=labels or {})
         if intent is None:
             return Answer(review.uid, "untouched")
+        now_ns = self._clock_ns()
+        code, warnings = self._budget(intent, now_ns, is_dry_run=review.is_dry_run)
         nodes = self._view.inventory()
         verdicts = place(intent.need, nodes, self._recent.mix)
-        now_ns = self._clock_ns()
         patch = patch_pod(review.object, intent, verdicts, self._facts(intent, verdicts, nodes, now_ns))
         is_known = labels is not None  # whoever reaches our port can make names up
         if patch.operations and not review.is_dry_run and is_known:
             self._recent.add(intent.need)
             self._promise(intent, verdicts, mark_of(namespace, str(now_ns)))
-        return _answer(review, patch)
+        return _answer(review, patch.operations, (*warnings, *patch.warnings), code)
+
+    def _budget(self, intent: Intent, now_ns: int, *, is_dry_run: bool) -> tuple[str, tuple[str, ...]]:
+        """An answer's code and its warnings. Raises `Overloaded` where the function's budget is spent: not in a dry run,
+        as it is not the pod that is wrong. What is not known stops nobody."""
+        if self._held is None or not intent.spec.budget_gpu_s or not intent.need.gpus:
+            return "", ()
+        budget = self._held.budget(intent.key, intent.spec.budget_gpu_s)
+        refusal = budget.refusal(now_ns)
+        if refusal is not None and not is_dry_run:
+            raise refusal
+        if text := budget.text(now_ns):
+            return "", (text,)
+        if not self._held.is_known:
+            return "budget-unknown", ("gpufn: what this function held today is not known; its budget does not stop it",)
+        return "", ()
 
     def _facts(self, intent: Intent, verdicts: Sequence[Verdict], nodes: Sequence[Node], now_ns: int) -> Facts:
         view, need = self._view, intent.need
@@ -178,12 +201,13 @@ class Admission:
             namespace_labels=self._view.namespaces.get(review.namespace) or {},
             defaults=self._defaults(),
         )
-        return _answer(review, PodPatch(patch.operations, patch.warnings))
+        return _answer(review, patch.operations, patch.warnings)
 
 
-def _answer(review: Review, patch: PodPatch) -> Answer:
-    outcome = "patched" if patch.operations else "untouched"
-    return Answer(review.uid, outcome, operations=patch.operations, warnings=patch.warnings)
+def _answer(
+    review: Review, operations: tuple[Mapping[str, Any], ...], warnings: tuple[str, ...], code: str = ""
+) -> Answer:
+    return Answer(review.uid, "patched" if operations else "untouched", code, operations, warnings)
 
 
 def _positive(amounts: Mapping[str, int]) -> Amounts:

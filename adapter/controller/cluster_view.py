@@ -17,15 +17,17 @@ from typing import Any
 
 from adapter.cluster.api import Api
 from adapter.cluster.informer import USUAL, Informer, Rhythm
-from adapter.cluster.intent import trimmed
+from adapter.cluster.intent import TENANT_ANNOTATION, read_intent, trimmed
 from adapter.cluster.inventory import Amounts, holder, label_values, pod_requests, read_node
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import GPU_NODES, NAMESPACES, NODES, PODS, RUNTIME_CLASSES
+from adapter.controller.references import owner_and_service
 from adapter.controller.reservations import Reservations
 from adapter.controller.snapshots import Due, due_of
 from adapter.errors import ConfigError
 from adapter.keys import (
     ADMITTED_ANNOTATION,
+    DOMAIN,
     FUNCTION_LABEL,
     KNATIVE_REVISION_LABEL,
     OPENFAAS_LABEL,
@@ -38,7 +40,17 @@ _PODS_AT_ONCE = 50
 _SHARED = 10_000
 """Amounts that are kept to be shared: over weeks there may be any number that no pod has any more."""
 _HOSTNAME = "kubernetes.io/hostname"
+BUDGET_ANNOTATION = f"{DOMAIN}/budget"
 _FUNCTION_LABELS = frozenset({KNATIVE_REVISION_LABEL, OPENFAAS_LABEL, FUNCTION_LABEL})
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """A pod whose `function` (``name.namespace``) has a budget; `about` are the objects on which people are told."""
+
+    function: str
+    limit_gpu_s: float
+    about: tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class PodFacts:
     mark: str = ""
     waiting: Mapping[str, Any] | None = None
     promised: str = ""
+    budget: Budgeted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,7 @@ class ClusterView:
         self._inventory: tuple[Node, ...] = ()
         self._seen: Mapping[str, set[str]] = {}
         self._hostnames: Mapping[str, str] = {}
-        self._restoring = 0
+        self._restoring = self._budgeted = 0
         self.nodes.on_change(self._node_changed)
         self.gpu_nodes.on_change(self._agent_changed)
         self.pods.on_change(self._pod_changed)
@@ -151,6 +164,11 @@ class ClusterView:
         """Whether some node's agent says that CRIU works there."""
         return self._restoring > 0
 
+    @property
+    def has_budgets(self) -> bool:
+        """Whether there are pods of functions with a budget."""
+        return self._budgeted > 0
+
     def promise(self, mark: str, node: str, amounts: Amounts) -> None:
         """Count it as used until a pod with that mark has a node."""
         self.reservations.add(mark, node, amounts)
@@ -180,6 +198,7 @@ class ClusterView:
     def _pod_changed(self, _key: str, old: PodFacts | None, new: PodFacts | None) -> None:
         if old == new:
             return
+        self._budgeted += bool(new and new.budget) - bool(old and old.budget)
         for facts, sign in ((old, -1), (new, 1)):
             if facts is not None and facts.node:
                 held = self._held.setdefault(facts.node, Counter())
@@ -227,11 +246,11 @@ class _PodReader:
         mark = mark_of(str(metadata.get("namespace")), admitted)
         node = holder(pod)
         if node:
-            return PodFacts(sys.intern(node), self._one(_requests(pod)), mark)
+            return PodFacts(sys.intern(node), self._one(_requests(pod)), mark, budget=_budget(pod))
         is_ours = admitted or not _FUNCTION_LABELS.isdisjoint(object_in(metadata, "labels"))
         if is_ours and not object_in(pod, "spec").get("nodeName") and not metadata.get("deletionTimestamp"):
             promised = _first_preferred(metadata) if mark else ""
-            return PodFacts("", self._one(_requests(pod)), mark, trimmed(pod), promised)
+            return PodFacts("", self._one(_requests(pod)), mark, trimmed(pod), promised, _budget(pod))
         return None
 
     def _one(self, amounts: Amounts) -> Amounts:
@@ -245,6 +264,22 @@ def _requests(pod: Mapping[str, Any]) -> Amounts:
         return pod_requests(pod)
     except ConfigError:  # no API server lets it in
         return {}
+
+
+def _budget(pod: Mapping[str, Any]) -> Budgeted | None:
+    """None where it has none, or says something that cannot be used: whoever made it was told."""
+    annotations = object_in(pod["metadata"], "annotations")
+    if not annotations.get(BUDGET_ANNOTATION):
+        return None
+    said = {name: text for name, text in annotations.items() if name != TENANT_ANNOTATION}  # judged when it was made
+    value = {**pod, "metadata": {**pod["metadata"], "annotations": said}}
+    try:
+        intent = read_intent(value, namespace=str(pod["metadata"].get("namespace")), namespace_labels={})
+    except ConfigError:
+        return None
+    if intent is None or not intent.spec.budget_gpu_s:
+        return None
+    return Budgeted(intent.key, intent.spec.budget_gpu_s, tuple(owner_and_service(pod)))
 
 
 def _first_preferred(metadata: Mapping[str, Any]) -> str:

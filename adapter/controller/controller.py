@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from adapter.cluster.api import Api
+from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.election import Election
 from adapter.cluster.events import EventRecorder
 from adapter.cluster.health import Health
 from adapter.cluster.informer import Informer
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
+from adapter.controller.budget_events import BudgetEvents
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
@@ -25,8 +28,11 @@ from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
 from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
-from adapter.ledger.client import activity
+from adapter.knative.tuning import Revision
+from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
+from adapter.ledger.held import HeldToday
+from adapter.policy.budget import BudgetState
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +52,19 @@ def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: Co
     events = EventRecorder(api, "controller")
     knative, revisions, autoscalers = KnativeDefaults(api), revisions_of(api), autoscalers_of(api)
     taker = SnapshotTaker(api, view, events)
-    traffic = LedgerTraffic(lambda since_ns: ledger.ask(activity(since_ns)))
-    tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory)
+    held = HeldToday(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns)))
+    traffic = LedgerTraffic(lambda since_ns: ledger.ask(client.activity(since_ns)))
+
+    async def is_spent(revision: Revision) -> bool:
+        if not revision.spec.budget_gpu_s:
+            return False
+        await held.look()
+        budget = held.budget(f"{revision.function}.{revision.namespace}", revision.spec.budget_gpu_s)
+        return budget.state(time.time_ns()) is BudgetState.SPENT
+
+    tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory, is_spent=is_spent)
     return Work(
-        (CertificateKeeper(api), UnplacedPods(view, events, metrics), taker, tuner),
+        (CertificateKeeper(api), UnplacedPods(view, events, metrics), BudgetEvents(view, held, events), taker, tuner),
         (taker.takings, *knative.caches, revisions, autoscalers),
     )
 

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from adapter.cluster.events import EventRecorder, reference_to
+from adapter.cluster.events import EventRecorder
 from adapter.cluster.intent import read_intent
-from adapter.cluster.resources import KNATIVE_SERVICES
 from adapter.controller.cluster_view import ClusterView, PodFacts
 from adapter.controller.metrics import ControllerMetrics
+from adapter.controller.references import pod_and_service
 from adapter.errors import ConfigError
-from adapter.keys import KNATIVE_SERVICE_LABEL
 from adapter.policy.placement import Need, Node, explain, may_fit_later, place
 
 REASON, LATER_REASON = "GpuFunctionNeverFits", "GpuFunctionWaits"
 _LOOK_S = 30.0
 """Nodes come and go without a change of the pod."""
-_SERVICE_UID_LABEL = "serving.knative.dev/serviceUID"
 
 
 class UnplacedPods:
@@ -52,7 +50,7 @@ class UnplacedPods:
             return None
         if why:
             reason = LATER_REASON if later else REASON
-            for about in _look_at(pod):
+            for about in pod_and_service(pod):
                 await self._events.say(about, reason, why)
         return _LOOK_S
 
@@ -87,17 +85,3 @@ class UnplacedPods:
         for value in (True, False):
             number = sum(each is value for each in self._waiting.values())
             self._metrics.unplaced.labels(str(value).lower()).set(number)
-
-
-def _look_at(pod: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    """What people look at to learn about a pod."""
-    yield reference_to(pod)
-    labels = pod["metadata"].get("labels") or {}
-    if labels.get(KNATIVE_SERVICE_LABEL) and labels.get(_SERVICE_UID_LABEL):
-        yield {
-            "apiVersion": KNATIVE_SERVICES.api_version,
-            "kind": KNATIVE_SERVICES.kind,
-            "namespace": pod["metadata"]["namespace"],
-            "name": labels[KNATIVE_SERVICE_LABEL],
-            "uid": labels[_SERVICE_UID_LABEL],
-        }

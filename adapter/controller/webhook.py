@@ -13,15 +13,19 @@ from typing import Any
 from aiohttp import web
 
 from adapter.cluster.api import Api
+from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.health import Health
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
 from adapter.cluster.tls import ServingTls
 from adapter.controller.admission import Admission, Answer, Review
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.metrics import AdmissionMetrics, InformerCollector, new_registry
 from adapter.errors import ConfigError
+from adapter.ledger import client
+from adapter.ledger.connection import LedgerConnection
+from adapter.ledger.held import HeldToday
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +84,19 @@ async def run_webhook(*, port: int, probes_port: int, tls_folder: Path) -> None:
     stop = stop_asked()
     registry = new_registry()
     metrics, health, tls = AdmissionMetrics(registry), Health(registry), ServingTls(tls_folder)
-    async with Api(Credentials()) as api:
+    async with Api(Credentials()) as api, LedgerConnection() as ledger:
         view, knative = ClusterView(api), KnativeDefaults(api)
+        held = HeldToday(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns)))
         InformerCollector(view.informers, registry)
         metrics.reserved.set_function(lambda: len(view.reservations))
         health.ready |= {"cluster": view.why_not, "certificate": lambda: "" if tls.loaded else "there is none"}
-        reviews = review_app(Admission(view, knative.read), metrics)
+        reviews = review_app(Admission(view, knative.read, held), metrics)
         tls.look()
         async with served(health.app(), probes_port), served(reviews, port, tls=tls.context):
             logger.info("serving", extra={"fields": {"port": port, "probes_port": probes_port}})
             caches = (*view.informers, *knative.caches)
             running = asyncio.gather(*(cache.run() for cache in caches), settle(caches))
-            await until(_drained(stop, health), running, tls.watch())
+            await until(_drained(stop, health), running, tls.watch(), held.watch(lambda: view.has_budgets))
 
 
 async def _drained(stop: asyncio.Event, health: Health) -> None:

@@ -29,6 +29,8 @@ _LOOK_BACK_NS = 2 * 86400 * 10**9
 _LATE_NS = 15 * 60 * 10**9
 """Agents deliver later what they could not deliver in time."""
 _BUSY_KEPT = 512
+_FORGOTTEN_S = 7 * 86400.0
+"""A function of which nothing was said for so long: it may be gone, and whoever asks anew would not hear of it."""
 
 
 class LedgerTraffic:
@@ -42,7 +44,8 @@ class LedgerTraffic:
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._ask, self._clock, self._clock_ns = ask, clock, clock_ns
-        self._known: dict[tuple[str, str], Activity] = {}
+        self._known: dict[tuple[str, str], tuple[Activity, float]] = {}
+        """With when something was said of it last."""
         self._asked_at: float | None = None
         self._answered_at: float | None = None
         self._since_ns: int | None = None
@@ -58,7 +61,8 @@ class LedgerTraffic:
         async with self._asking:
             if self._asked_at is None or self._clock() - self._asked_at >= _NEW_S:
                 await self._refresh()
-        return self._known.get((namespace, function))
+        known, _ = self._known.get((namespace, function), (None, 0.0))
+        return known
 
     async def _refresh(self) -> None:
         self._asked_at, now_ns = self._clock(), self._clock_ns()
@@ -76,7 +80,10 @@ class LedgerTraffic:
         self._is_down, self._answered_at, self._since_ns = False, self._clock(), now_ns
         for activity in news:
             key = activity.namespace, activity.function
-            self._known[key] = joined(self._known.get(key), activity)
+            known, _ = self._known.pop(key, (None, 0.0))
+            self._known[key] = joined(known, activity), self._asked_at
+        forgotten_at = self._asked_at - _FORGOTTEN_S
+        self._known = {key: known for key, known in self._known.items() if known[1] > forgotten_at}
 
 
 def joined(known: Activity | None, news: Activity) -> Activity:

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,10 @@ def autoscalers_of(api: Api) -> Informer[Autoscaler]:
     return Informer(api, KNATIVE_POD_AUTOSCALERS.path(), read_autoscaler, optional=True)
 
 
+async def _never(_: Revision) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """What an autoscaler was told last, and its version since then."""
@@ -73,7 +77,7 @@ class _Told:
 
 class Tuner:
     """A reconciler (`adapter.controller.reconcilers`) of Revisions. `nodes` says what there is now: nothing is woken
-    ahead of its caller onto the last free GPU."""
+    ahead of its caller onto the last free GPU, nor where `is_spent` says that its budget is."""
 
     name = "knative-tuner"
 
@@ -86,10 +90,11 @@ class Tuner:
         *,
         defaults: Callable[[], Defaults],
         nodes: Callable[[], Iterable[Node]],
+        is_spent: Callable[[Revision], Awaitable[bool]] = _never,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._api, self._revisions, self._autoscalers, self._traffic = api, revisions, autoscalers, traffic
-        self._defaults, self._nodes, self._clock_ns = defaults, nodes, clock_ns
+        self._defaults, self._nodes, self._is_spent, self._clock_ns = defaults, nodes, is_spent, clock_ns
         self._told: dict[str, _Told] = {}
         self._copies: bool | None = None
         """Knative copies from Revisions what changes; None: not known."""
@@ -97,7 +102,9 @@ class Tuner:
 
     def start(self, changed: Callable[[str], None]) -> None:
         def handle(key: str, _old: object, new: object) -> None:
-            if new is not None:
+            if new is None:
+                self._told.pop(key, None)
+            else:
                 changed(key)
 
         self._revisions.on_change(handle)
@@ -109,7 +116,6 @@ class Tuner:
     async def reconcile(self, key: str) -> float | None:
         revision = self._revisions.get(key)
         if revision is None:
-            self._told.pop(key, None)
             return None
         await self._ask_version()
         autoscaler = self._autoscalers.get(key)
@@ -120,18 +126,19 @@ class Tuner:
                 return None  # until it is made
             revision = kept_by(autoscaler, revision)
         activity = await self._traffic.of(revision.namespace, revision.function)
-        found = self._found(revision, traffic_of(activity, self._clock_ns()))
+        is_spent = await self._is_spent(revision)
+        found = self._found(revision, traffic_of(activity, self._clock_ns()), may_prewarm=not is_spent)
         if dict(found.annotations) != dict(revision.ours):
             await self._set(key, revision, found, None if self._copies else autoscaler)
         if not revision.is_routed:
             return None
         return _LOOK_S if found.again_s is None else min(_LOOK_S, found.again_s)
 
-    def _found(self, revision: Revision, traffic: Traffic) -> Tuning:
+    def _found(self, revision: Revision, traffic: Traffic, *, may_prewarm: bool) -> Tuning:
         defaults = self._defaults()
         if not self._traffic.is_fresh:
             return release(revision, traffic, defaults)
-        found = tune(revision, traffic, defaults, may_prewarm=True)
+        found = tune(revision, traffic, defaults, may_prewarm=may_prewarm)
         if MIN_SCALE in found.annotations and not has_spare(revision.need, self._nodes()):
             return tune(revision, traffic, defaults)
         return found

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from adapter.cluster.intent import read_intent
+from adapter.cluster.intent import TENANT_ANNOTATION, read_intent
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.errors import ConfigError
-from adapter.keys import DOMAIN, FIELD_MANAGER, KNATIVE_SERVICE_LABEL
+from adapter.keys import FIELD_MANAGER, KNATIVE_SERVICE_LABEL
 from adapter.knative.autoscaling import (
     CLASS,
     KNATIVES_OWN,
@@ -64,9 +64,9 @@ def read_revision(value: Mapping[str, Any]) -> Revision | None:
     function = labels.get(KNATIVE_SERVICE_LABEL, "")
     if not function or metadata.get("deletionTimestamp"):
         return None
-    said_of_tenant = f"{DOMAIN}/tenant"  # judged where pods are made; it has no part in this
+    said_of = {key: text for key, text in annotations.items() if key != TENANT_ANNOTATION}  # judged where pods are made
     template = {
-        "metadata": {"annotations": {key: text for key, text in annotations.items() if key != said_of_tenant}},
+        "metadata": {"annotations": said_of},
         "spec": value.get("spec"),
     }
     namespace = str(metadata.get("namespace", ""))

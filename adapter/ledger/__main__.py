@@ -10,20 +10,21 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from adapter import logs
 from adapter.cluster.api import Api
 from adapter.cluster.backoff import pause_s
+from adapter.cluster.component import run, stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.health import Health
-from adapter.cluster.serving import served, stop_asked, until
+from adapter.cluster.serving import served
 from adapter.cluster.tls import ServingTls
-from adapter.errors import AdapterError, LedgerError
+from adapter.errors import LedgerError
 from adapter.ledger.callers import ReviewedCallers
 from adapter.ledger.metrics import Metrics
 from adapter.ledger.server import LedgerService
 from adapter.ledger.settings import LedgerSettings
 from adapter.ledger.store import Ledger
 from adapter.policy.conservation import HOUR_NS
+from adapter.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +110,7 @@ async def _look(service: LedgerService, metrics: Metrics) -> None:
 
 
 def main() -> int:
-    logs.setup()
-    try:
-        asyncio.run(serve(LedgerSettings.from_env(os.environ)))
-    except AdapterError as error:
-        print(error.to_text(), file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
+    return run(lambda: serve(from_environment(LedgerSettings, os.environ)))
 
 
 if __name__ == "__main__":

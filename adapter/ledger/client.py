@@ -72,6 +72,11 @@ def summary(start_ns: int, end_ns: int) -> Question[list[LeaseInterval]]:
     return Question("/v1/leases", _said(start_ns=start_ns, end_ns=end_ns, summary="true"), _leases)
 
 
+def held(start_ns: int, end_ns: int) -> Question[dict[str, float]]:
+    """GPU-seconds by ``name.namespace``."""
+    return Question("/v1/held", _said(start_ns=start_ns, end_ns=end_ns), _held)
+
+
 def activity(since_ns: int) -> Question[list[Activity]]:
     return Question("/v1/activity", _said(since_ns=since_ns), _activities)
 
@@ -97,6 +102,9 @@ class RemoteLedger:
     def summary(self, start_ns: int, end_ns: int) -> list[LeaseInterval]:
         return self._ask(summary(start_ns, end_ns))
 
+    def held(self, start_ns: int, end_ns: int) -> dict[str, float]:
+        return self._ask(held(start_ns, end_ns))
+
     def capacity(self, start_ns: int, end_ns: int) -> Conservation:
         return self._ask(capacity(start_ns, end_ns))
 
@@ -113,6 +121,10 @@ def _said(**parameters: object) -> dict[str, str]:
 
 def _leases(answer: Any) -> list[LeaseInterval]:
     return [LeaseInterval(**{**lease, "phase": LeasePhase(lease["phase"])}) for lease in answer["leases"]]
+
+
+def _held(answer: Any) -> dict[str, float]:
+    return {str(name): float(gpu_s) for name, gpu_s in answer["gpu_seconds"].items()}
 
 
 def _activities(answer: Any) -> list[Activity]:

@@ -2,6 +2,7 @@
 
     POST /v1/records        NDJSON, see `adapter.ledger.wire`       {"acked", "rejected": [{"seq", "code", "why"}], "now_ns"}
     GET  /v1/leases         ?start_ns&end_ns[&function][&namespace][&summary=true]          {"leases": […]}
+    GET  /v1/held         ?start_ns&end_ns                                {"gpu_seconds": {"name.namespace": …}}
     GET  /v1/starts         [?function][&namespace][&since_ns][&limit]                       {"starts": […]}
     GET  /v1/activity       ?since_ns                                                       {"functions": […]}
     GET  /v1/capacity       ?start_ns&end_ns, of whole hours                    {"hours": […], "findings": […]}
@@ -31,6 +32,7 @@ from adapter.ledger.metrics import Metrics
 from adapter.ledger.store import Ledger
 from adapter.ledger.wire import read_batch
 from adapter.policy.activity import Activity, activity
+from adapter.policy.budget import held_gpu_s
 from adapter.policy.conservation import HOUR_NS, Conservation, conserve
 from adapter.records import LeaseInterval
 
@@ -64,6 +66,7 @@ class LedgerService:
         app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_errors])
         app.router.add_post("/v1/records", self._take)
         app.router.add_get("/v1/leases", self._reading(self._leases))
+        app.router.add_get("/v1/held", self._reading(self._held))
         app.router.add_get("/v1/starts", self._reading(self._starts))
         app.router.add_get("/v1/activity", self._reading(self._activity))
         app.router.add_get("/v1/capacity", self._reading(self._capacity))
@@ -118,6 +121,10 @@ class LedgerService:
                 code="too-many-rows",
             )
         return {"leases": [lease_json(i) for i in rows]}
+
+    def _held(self, query: Mapping[str, str]) -> object:
+        start_ns, end_ns = _range(query)
+        return {"gpu_seconds": held_gpu_s(self._ledger.summary(start_ns, end_ns), start_ns, end_ns)}
 
     def _starts(self, query: Mapping[str, str]) -> object:
         limit = min(_number(query, "limit", ROWS_LIMIT), ROWS_LIMIT)

@@ -1,11 +1,10 @@
-"""The ledger service's settings, from its environment."""
+"""The ledger service's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapter.errors import ConfigError
+from adapter.settings import as_port, as_text, required, variable
 
 TLS_FOLDER = "/var/run/secrets/gpufn.dev/tls"
 """Where a pod of ours has the certificate that it serves with."""
@@ -13,37 +12,13 @@ TLS_FOLDER = "/var/run/secrets/gpufn.dev/tls"
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """`url` is the database's, with its password: never logged. `tls_dir`: a folder with ``tls.crt`` and ``tls.key``;
-    empty: plain HTTP, for a machine of one's own."""
+    """See `adapter.settings`. The database's URL has its password: never logged."""
 
-    url: str
-    port: int
-    status_port: int
-    tls_dir: str
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> LedgerSettings:
-        """Raises `ConfigError`."""
-        url = environ.get("GPUFN_LEDGER", "")
-        if not url:
-            raise ConfigError(
-                "The ledger has no database.",
-                why="GPUFN_LEDGER is not set.",
-                hint="Set it to postgresql://USER:PASSWORD@HOST/DATABASE, from a Secret.",
-                code="no-ledger-url",
-            )
-        return cls(
-            url=url,
-            port=_port(environ, "GPUFN_LEDGER_PORT", 8443),
-            status_port=_port(environ, "GPUFN_STATUS_PORT", 8080),
-            tls_dir=environ.get("GPUFN_TLS_DIR", TLS_FOLDER),
-        )
-
-
-def _port(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name, str(default))
-    if not text.isdecimal() or int(text) > 65535:
-        raise ConfigError(
-            f"The variable {name}={text!r} cannot be used.", hint="Accepted: a port.", code="bad-variable"
-        )
-    return int(text)
+    url: str = required(
+        "GPUFN_LEDGER", as_text, "the database, postgresql://USER:PASSWORD@HOST/DATABASE, from a Secret"
+    )
+    port: int = variable("GPUFN_LEDGER_PORT", as_port, 8443, "port of the service")
+    status_port: int = variable("GPUFN_STATUS_PORT", as_port, 8080, "port of metrics and probes")
+    tls_dir: str = variable(
+        "GPUFN_TLS_DIR", str, TLS_FOLDER, "folder with tls.crt and tls.key; empty: plain HTTP, on one's own machine"
+    )

@@ -290,6 +290,14 @@ def test_readers_far_away_read_what_readers_here_do(service):
     assert there.starts(limit=0) == there.starts("other") == []
 
 
+def test_what_was_held_is_in_gpu_seconds_by_function(service):
+    halves = [lease(n, share=0.5) for n in range(4)]
+    service.deliver(*halves, lease(5, function="other"), lease(6, phase=LeasePhase.PARKED), lease(7, device="cpu"))
+    there = RemoteLedger(service.get)
+    assert there.held(*ALWAYS) == {"embed.default": 2.0, "other.default": 1.0}
+    assert there.held(halves[3].started_at_ns, ALWAYS[1]) == {"embed.default": 0.5, "other.default": 1.0}
+
+
 def test_activity_is_when_a_function_was_busy_and_how_long_its_wakes_took(service):
     runs = [lease(0), lease(1), lease(30), lease(31, phase=LeasePhase.IDLE)]
     service.deliver(*runs, start(), start(started_at_ns=1 + start().started_at_ns, error="no"))

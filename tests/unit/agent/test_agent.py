@@ -24,6 +24,7 @@ from adapter.cluster.informer import Informer
 from adapter.errors import Overloaded, StorageError
 from adapter.ledger.wire import read_batch, to_line
 from adapter.records import Event, EventName, Phase, PhaseName, Rung, StartRecord
+from adapter.settings import from_environment
 from tests.fakes.kubelet import devices, kubelet
 
 SECOND_NS = 10**9
@@ -84,7 +85,7 @@ class Node:
             "GPUFN_POD_LOGS_DIR": str(self.folder / "logs"),
             "GPUFN_STATE_DIR": str(self.folder / "state"),
         }
-        return AgentSettings.from_env(environ)
+        return from_environment(AgentSettings, environ)
 
     def start(self, limit_bytes=2**20):
         """An agent; one that was there has been killed."""

@@ -299,6 +299,23 @@ def test_a_sync_that_fails_is_no_success(tmp_path, spool, monkeypatch):
     assert numbers(spool) == [(1, 1), (2, 3)]
 
 
+def test_a_folder_that_cannot_be_synced_does_not_part_it_from_its_file(tmp_path, monkeypatch):
+    spool = Spool.open(tmp_path)
+    spool.append([record(1)], {"at": 1})
+
+    def fail(_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "sync", fail)
+    spool._compact()
+    monkeypatch.undo()
+    spool.append([record(2)], {"at": 2})
+    os.close(spool._fd)  # killed
+    again = Spool.open(tmp_path)
+    assert numbers(again) == [(1, 1), (2, 2)]
+    again.close()
+
+
 _WRITER = """
 import sys
 from pathlib import Path

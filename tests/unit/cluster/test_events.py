@@ -62,6 +62,14 @@ def test_what_kubernetes_has_forgotten_is_said_anew():
     play(scene)
 
 
+def test_a_long_name_is_cut_where_it_stays_a_name():
+    async def scene(server, recorder, now):
+        await recorder.say({**POD, "name": "n" * 198 + "-." + "m" * 50}, "NoNodeFits", "None fits.")
+        assert events(server)[0]["metadata"]["name"].startswith("n" * 198 + ".")
+
+    play(scene)
+
+
 def test_a_message_is_no_longer_than_an_event_takes():
     async def scene(server, recorder, now):
         await recorder.say(POD, "NoNodeFits", "x" * 5000)

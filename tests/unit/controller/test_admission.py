@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import json
 
@@ -6,7 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from adapter.controller.admission import Admission, Answer, Review
-from adapter.errors import ConfigError
+from adapter.errors import ConfigError, Unavailable
+from adapter.ledger.held import HeldToday
+from adapter.policy.budget import utc_day
 from tests.fakes.cluster_objects import GPU, View, function_pod, gpu_node, namespace, node
 
 
@@ -184,3 +187,61 @@ def test_no_pod_however_odd_gets_no_answer(value):
     view = View(node("n1"), namespace("team"))
     for answer in (Admission(view).pod(review(value)), Admission(view).service(review(value))):
         assert answer.to_json()["response"]["uid"] == "u-1"
+
+
+NOON = utc_day(1_800_000_000 * 10**9)[0] + 12 * 3600 * 10**9
+
+
+def of_budget(held_gpu_s, later_s=0.0, gpus=1, budget="7200", **fields):
+    """The answer to a pod of a function that held so much (an error: nobody knows) when that was asked last."""
+
+    async def ask(start_ns, end_ns):
+        if isinstance(held_gpu_s, Exception):
+            raise held_gpu_s
+        return {"fn.team": held_gpu_s}
+
+    held = HeldToday(ask, clock_ns=lambda: NOON)
+    asyncio.run(held.look())
+    view = View(node("n1"), node("cpu", gpus=0), namespace("team"))
+    admission = Admission(view, held=held, clock_ns=lambda: NOON + int(later_s * 1e9))
+    return admission.pod(review(function_pod(gpus=gpus, annotations={"gpufn.dev/budget": budget}), **fields))
+
+
+def test_a_pod_whose_functions_budget_is_spent_is_refused_with_how_much_and_until_when():
+    answer = of_budget(7300.0)
+    assert (answer.outcome, answer.code) == ("refused", "budget-spent")
+    status = answer.to_json()["response"]["status"]
+    assert (status["code"], status["reason"]) == (403, "Forbidden")
+    for part in ("fn.team", "7,300.0 of 7,200.0 GPU-seconds", "UTC day", "00:00 UTC, in 12h", "gpufn.dev/budget"):
+        assert part in status["message"]
+
+
+@pytest.mark.parametrize(
+    ("held", "changes"),
+    [(7100.0, {}), (7300.0, {"later_s": 12 * 3600}), (7300.0, {"budget": "9000"}), (7300.0, {"budget": "0"})],
+    ids=["some is left", "the next day", "it was raised", "there is none"],
+)
+def test_else_it_is_let_in(held, changes):
+    assert of_budget(held, **changes).outcome == "patched"
+
+
+def test_what_has_no_gpu_holds_none():
+    assert of_budget(7300.0, gpus=0).outcome == "patched"
+
+
+def test_a_dry_run_is_told_and_not_refused():
+    answer = of_budget(7300.0, dryRun=True)
+    assert answer.outcome == "patched"
+    assert any("budget of fn.team is spent" in text for text in answer.warnings)
+
+
+def test_nearly_spent_it_is_let_in_with_a_warning():
+    answer = of_budget(7000.0)
+    assert answer.outcome == "patched"
+    assert any("nearly spent" in text for text in answer.warnings)
+
+
+def test_while_the_ledger_cannot_be_asked_it_is_let_in_and_that_is_counted():
+    answer = of_budget(Unavailable("It is away."))
+    assert (answer.outcome, answer.code) == ("patched", "budget-unknown")
+    assert any("not known" in text for text in answer.warnings)

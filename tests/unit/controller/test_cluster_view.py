@@ -152,6 +152,27 @@ def test_what_agents_say_is_on_their_nodes():
     play(scene)
 
 
+def test_it_knows_whether_there_are_pods_of_functions_with_a_budget():
+    async def scene(server, view, now):
+        await put(server, function_pod("a", annotations={"gpufn.dev/budget": "1h", "gpufn.dev/tenant": "acme"}))
+        await until(lambda: view.has_budgets)
+        budget = view.pods.get("team/a").budget
+        assert (budget.function, budget.limit_gpu_s) == ("a.team", 3600.0)
+        assert [each["kind"] for each in budget.about] == ["Pod"]
+        await put(server, function_pod("a", annotations={"gpufn.dev/budget": "1h"}, node_name="n1"))
+        await until(lambda: view.pods.get("team/a").node)
+        assert view.has_budgets
+        for text in ("0", "lots", ""):
+            await put(server, function_pod("a", annotations={"gpufn.dev/budget": text}, node_name="n1"))
+            await until(lambda: not view.has_budgets)
+            await put(server, function_pod("a", annotations={"gpufn.dev/budget": "1h"}, node_name="n1"))
+            await until(lambda: view.has_budgets)
+        await server.remove(PODS.path("team", "a"))
+        await until(lambda: not view.has_budgets)
+
+    play(scene)
+
+
 def test_amounts_are_shared_and_those_that_no_pod_has_any_more_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(cluster_view, "_SHARED", 3)
     read = cluster_view._PodReader()

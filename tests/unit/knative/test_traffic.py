@@ -77,6 +77,17 @@ def test_while_the_ledger_is_down_what_it_said_stays_and_is_soon_not_fresh(ledge
     assert traffic.is_fresh
 
 
+def test_a_function_of_which_nothing_is_said_for_a_week_is_forgotten(ledger):
+    traffic = ledger.traffic()
+    ledger.answer = [did((1, 2))]
+    asyncio.run(traffic.of("ns", "f"))
+    ledger.answer = []
+    ledger.now_s += 6 * 86400
+    assert asyncio.run(traffic.of("ns", "f")) == did((1, 2))
+    ledger.now_s += 2 * 86400
+    assert asyncio.run(traffic.of("ns", "f")) is None
+
+
 def test_what_was_missed_while_it_was_down_is_asked_for_afterwards(ledger):
     traffic = ledger.traffic()
     asyncio.run(traffic.of("ns", "f"))

@@ -55,7 +55,7 @@ def busy(*spans, wake_s=5.0):
 EVERY_40_S = busy(*((-1000 + 50 * n, -990 + 50 * n) for n in range(20)))
 
 
-def tuner(cluster, answer=(EVERY_40_S,), nodes=()):
+def tuner(cluster, answer=(EVERY_40_S,), nodes=(), is_spent=False):
     async def ask(_since_ns):
         if isinstance(answer, Exception):
             raise answer
@@ -64,10 +64,13 @@ def tuner(cluster, answer=(EVERY_40_S,), nodes=()):
     def cache(found):
         return SimpleNamespace(get=found.get, snapshot=lambda: found, on_change=lambda _: None)
 
+    async def spent(_revision):
+        return is_spent
+
     traffic = LedgerTraffic(ask, clock_ns=lambda: NOW_NS)
     return Tuner(
         cluster, cache(cluster.revisions), cache(cluster.autoscalers), traffic,
-        defaults=Defaults, nodes=lambda: nodes, clock_ns=lambda: NOW_NS,
+        defaults=Defaults, nodes=lambda: nodes, is_spent=spent, clock_ns=lambda: NOW_NS,
     )  # fmt: skip
 
 
@@ -183,6 +186,24 @@ def test_nothing_is_woken_ahead_onto_the_last_free_gpu(free, warm):
     cluster = Cluster(revision(), autoscaler())
     reconciled(cluster, answer=[hourly], nodes=[gpus(free)])
     assert any(MIN_SCALE in annotations for _, _, annotations in cluster.written) is warm
+
+
+def test_nothing_is_woken_ahead_whose_budget_is_spent():
+    hourly = busy(*((-3600 * n + 5, -3600 * n + 15) for n in range(40, 0, -1)), wake_s=20.0)  # due in 5 s
+    cluster = Cluster(revision(), autoscaler())
+    reconciled(cluster, answer=[hourly], nodes=[gpus(2)], is_spent=True)
+    assert not any(MIN_SCALE in annotations for _, _, annotations in cluster.written)
+
+
+def test_what_a_revision_that_is_gone_was_told_is_forgotten():
+    handlers, cluster = [], Cluster(revision(), autoscaler())
+    tuned = tuner(cluster)
+    tuned._revisions.on_change = tuned._autoscalers.on_change = handlers.append
+    tuned.start(lambda key: None)
+    asyncio.run(tuned.reconcile(KEY))
+    assert tuned._told
+    handlers[0](KEY, revision(), None)
+    assert not tuned._told
 
 
 def test_a_function_without_a_gpu_takes_none():
