@@ -338,6 +338,8 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_counts_twice(cluster, me
             metering.agent.start()
             call(cluster, name, namespace, 0.5)
             metering.ledger.start()
+            # A slow agent would find nobody who knows which GPU it had: the kubelet forgets who has ended.
+            metering.wait_for(name, lambda name=name: metering.leases(name))
             if n == 1:  # it ends while no agent sees it
                 metering.agent.end(signal.SIGKILL)
             cluster.kubectl("delete", "pod", name, "-n", namespace)
