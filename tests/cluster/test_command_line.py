@@ -109,8 +109,10 @@ def test_a_deployment_at_zero_is_explained_by_its_template(plane, ask):
     plane.apply([{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}])
     code, out, _ = ask("explain", "sleeper.cli")
     assert code == 0
-    assert out.splitlines()[-1].split()[0].startswith("cli-") or "not h100" in out
     assert "cli-h100-0    100" in out
+    verdicts = {each["node"]: each for each in json.loads(ask("explain", "sleeper.cli", "-o", "json")[1])["verdicts"]}
+    assert verdicts["cli-h100-0"]["fits"]
+    assert {verdicts[f"cli-l4-{n}"]["code"] for n in range(2)} == {"gpu-model"}
 
 
 # As whom --------------------------------------------------------------------------------------------------------------
