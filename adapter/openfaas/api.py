@@ -205,7 +205,10 @@ class Api:
         orchestration = self._gateway.host.traits.orchestration
         version = {"release": __version__, "sha": "", "commit_message": ""}
         provider = {"provider": "gpufn", "version": version, "orchestration": orchestration}
-        return web.json_response({"provider": provider, "version": version, "arch": platform.machine()})
+        info = {"provider": provider, "version": version, "arch": platform.machine()}
+        # A stock gateway in front of us expects a provider's form, which has this in another place. The name it cannot
+        # find: where a provider has a text, faas-cli, which asks us directly too, must find an object.
+        return web.json_response({**info, "orchestration": orchestration})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         try:

@@ -120,6 +120,15 @@ STEPS = (
     step("secret-remove-missing", "secret remove token", "Unable to find secret: token", code=1),
 )
 
+GATEWAY_STEPS = (
+    *(each for each in STEPS if each.name not in ("login-wrong", "version", "invoke-async")),
+    # It makes an answer of its own of the provider's, and does not find the name in it.
+    step("version", "version --warn-update=false", "orchestration: process", "version:       0.1.0"),
+    step("deploy-at-zero", "deploy --name other --image ghcr.io/me/other:0.3 --annotation gpufn.dev/initial=0", "202"),
+    step("invoke-at-zero", "invoke other --content-type text/plain", "awake", stdin="awake"),
+)
+"""Through a stock gateway: it asks for the password, wakes functions itself, too, and has a queue of its own or none."""
+
 
 def fake_host(state: Path) -> FakeHost:
     """The host of the scenario: two functions that come up at once, and a log."""
