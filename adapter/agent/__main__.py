@@ -80,7 +80,7 @@ async def serve(settings: AgentSettings) -> None:
         for each in informers:
             health.ready[each.path] = partial(_why_late, each)
         del health.ready["agent"]
-        works = (*(each.run() for each in informers), delivery.run(), agent.look_after_node(why_no_restore))
+        works = (*(each.run() for each in informers), delivery.run(), agent.node.run(why_no_restore))
         await until(stop.wait(), *works, _rounds(agent, informers))
         await _last_words(agent, delivery, informers)
 

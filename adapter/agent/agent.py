@@ -19,12 +19,12 @@ from typing import Any
 
 import aiohttp
 
-from adapter.agent import node, starts
-from adapter.agent.cache import Cached, Savings, disk_bytes_per_s, evict, make_folder
-from adapter.agent.due import SnapshotsDue
+from adapter.agent import starts
+from adapter.agent.cache import make_folder
 from adapter.agent.kubelet import Allocation, Kubelet
 from adapter.agent.meter import Calendar, Meter
 from adapter.agent.metrics import Metrics
+from adapter.agent.node_keeper import NodeKeeper
 from adapter.agent.observe import Now, observe, still_there
 from adapter.agent.pod_log import PodLog, log_folder
 from adapter.agent.pods import Pod, intent_of
@@ -35,8 +35,6 @@ from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
 from adapter.cluster.intent import Intent
 from adapter.errors import AdapterError, Unavailable
-from adapter.hosts import Inventory
-from adapter.hosts.inventory import read_inventory
 from adapter.ledger.wire import AHEAD_LIMIT_NS, encode
 from adapter.records import Event, EventName, StartRecord
 
@@ -50,7 +48,6 @@ _MERGED_S = 600.0
 _PATIENCE_S = 30.0
 """A kubelet that says nothing for so long is not waited for: what containers hold is told without it."""
 _HOUR_S = 3600
-_INVENTORY_S, _CACHE_S, _WRITE_S = 60.0, 30.0, 10.0
 _SCRAPES = 32
 _STARTS = 20
 """Start records of one pod in a heartbeat, and of one pod that wait to be told."""
@@ -93,11 +90,7 @@ class Agent:
         """How many of each pod since the last heartbeat."""
         self._allocation = Allocation()
         self._allocated_at = time.monotonic()
-        self._inventory = Inventory(why_not="Nobody has looked yet.")
-        self._labels: Mapping[str, str] = {}
-        self._savings = Savings()
-        self._due = SnapshotsDue()
-        self._cached: list[Cached] = []
+        self.node = NodeKeeper(settings, api, metrics, lambda: self._allocation.shares)
         self._offset_ns = 0
         self.changed = asyncio.Event()
         self.on_append: Callable[[], None] = lambda: None
@@ -169,7 +162,7 @@ class Agent:
             with _alone(pod):
                 self._hear(pod, intents.get(uid), events.get(uid, []))
         self._move(pods, events, moment)
-        models = {gpu.uuid: gpu.model for gpu in self.gpus()}
+        models = {gpu.uuid: gpu.model for gpu in self.node.gpus()}
         known = {uid: intent for uid, intent in intents.items() if intent is not None}
         observe(self._meter, pods, known, allocation, models, moment)
         self._move(pods, events, moment)
@@ -231,7 +224,7 @@ class Agent:
         """Start records of a pod's new events."""
         if intent is None or not events:
             return
-        self._due.heard(pod, intent, events)
+        self.node.due.heard(pod, intent, events)
         self._speaking.add(pod.uid)
         container = pod.container(_main(pod, intent))
         told_at_ns = self._told.get(pod.uid, 0)
@@ -265,7 +258,7 @@ class Agent:
             record = StartRecord.from_json(event.fields["record"])
         except (KeyError, ValueError):
             return
-        self._savings.saw(f"{intent.tenant}/{intent.key}", record)
+        self.node.savings.saw(f"{intent.tenant}/{intent.key}", record)
 
     def _move(self, pods: Mapping[str, Pod], events: Mapping[str, list[Event]], moment: Now) -> None:
         """What replicas say of their phases; of one that says nothing, whether it is ready."""
@@ -291,7 +284,7 @@ class Agent:
         self._seen_at_ns = {uid: at_ns for uid, at_ns in self._seen_at_ns.items() if uid in there}
         self._told = {uid: at_ns for uid, at_ns in self._told.items() if uid in there}
         self._speaking &= there
-        self._due.forget(pods)
+        self.node.due.forget(pods)
         self._meter.forget(pods)
 
     def _noticed(self, _key: str, old: Pod | None, new: Pod | None) -> None:
@@ -357,53 +350,6 @@ class Agent:
             self._meter.calendar = replace(calendar, wall_ns=calendar.wall_ns + self._offset_ns)
             logger.error("the node's clock is wrong", extra={"fields": {"seconds": self._offset_ns / 1e9}})
             self._offset_ns = 0
-
-    # What the node has --------------------------------------------------------------------------
-
-    def gpus(self) -> list[node.Gpu]:
-        return node.gpus_of(self._inventory, self._allocation.shares, self._labels)
-
-    async def look_after_node(self, why_no_restore: str) -> None:
-        """Read what the node has, keep its snapshots below their limit, and publish both. Until it is cancelled."""
-        disk = await asyncio.to_thread(disk_bytes_per_s, self._settings.snapshot_dir.parent)
-        written: Mapping[str, Any] | None = None
-        inventory_at = cache_at = float("-inf")
-        while True:
-            try:
-                if time.monotonic() - inventory_at > _INVENTORY_S:
-                    inventory_at = time.monotonic()
-                    self._inventory = await asyncio.to_thread(read_inventory)
-                    self._labels = await node.labels(self._api, self._settings.node)
-                if time.monotonic() - cache_at > _CACHE_S:
-                    cache_at = time.monotonic()
-                    await self._look_at_cache()
-                status = node.status_of(
-                    self.gpus(),
-                    self._inventory,
-                    self._cached,
-                    self._due.listed(self._cached),
-                    disk_bytes_per_s=disk,
-                    why_no_restore=why_no_restore,
-                )
-                if status != written:
-                    await node.write(self._api, self._settings.node, status, time.time_ns())
-                    written = status
-            except AdapterError as error:
-                self._metrics.failures.labels("api").inc()
-                logger.warning("the node is not described", extra={"fields": {"code": error.code, "why": error.why}})
-            except Exception:  # boundary: nothing here may end the agent
-                logger.exception("looking at the node failed")
-            await asyncio.sleep(_WRITE_S)
-
-    async def _look_at_cache(self) -> None:
-        settings = self._settings
-        self._cached, left = await asyncio.to_thread(
-            evict, settings.snapshot_dir, settings.snapshot_limit_bytes, self._savings
-        )
-        self._metrics.snapshot_bytes.set(sum(one.bytes for one in self._cached))
-        self._metrics.evicted.inc(len(left))
-        for one in left:
-            logger.info("a snapshot is removed", extra={"fields": {"name": one.name, "key": one.key}})
 
 
 @contextmanager

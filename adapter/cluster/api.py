@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -21,16 +21,15 @@ from yarl import URL
 
 from adapter import __version__
 from adapter.cluster.backoff import pause_s
+from adapter.cluster.calls import GONE, JSON, Call, code_of, error_of, garbled, may_repeat, unreached
 from adapter.cluster.connections import Connections
 from adapter.cluster.credentials import Access, Credentials
 from adapter.cluster.listing import ITEM, read_list
-from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Overloaded, Timeout, Unavailable
+from adapter.errors import AdapterError, Conflict, NotFound, Overloaded, Timeout, Unavailable
 from adapter.keys import FIELD_MANAGER
 
 T = TypeVar("T")
 
-GONE = "gone"
-"""Code of the error for a resource version that the API server does not have any more: list anew."""
 NOT_LEADER = "not-leader"
 """Code of the error for a write that only a leader may do, by one that is none any more."""
 
@@ -44,9 +43,7 @@ _ANSWER_LIMIT_BYTES = 256 * 2**20
 _LINE_LIMIT_BYTES = 16 * 2**20
 """An object is 1.5 MiB in etcd; as an event, in JSON, it may be a few times that."""
 _PIECE_BYTES = 2**16
-_MESSAGE_LIMIT = 500
-_PASSING = frozenset({429, 502, 503, 504})
-_JSON, _APPLY = "application/json", "application/apply-patch+yaml"
+_APPLY = "application/apply-patch+yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +85,6 @@ class Pace:
         return max(0.0, self._free_at - now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    method: str
-    path: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    body: Any = field(default=None, repr=False)
-    content_type: str = _JSON
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    repeatable: bool = True
-    """Sent twice it does what it does once."""
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-
 class Api:
     """One cluster's API, as one identity. Use it as ``async with Api(Credentials()) as api``."""
 
@@ -124,7 +106,7 @@ class Api:
     async def __aenter__(self) -> Api:
         self._session = aiohttp.ClientSession(
             connector=Connections(),
-            headers={"User-Agent": self._user_agent, "Accept": f"{_JSON}, */*", "Accept-Encoding": "identity"},
+            headers={"User-Agent": self._user_agent, "Accept": f"{JSON}, */*", "Accept-Encoding": "identity"},
             auto_decompress=False,
         )
         return self
@@ -155,7 +137,7 @@ class Api:
         patience: Patience = PATIENT,
     ) -> dict[str, Any]:
         """The object at `path`; raises `NotFound`, and what every call may: `Unavailable`, `Overloaded`, `Timeout`."""
-        return await self._json(_Call("GET", path, params or {}, headers=headers or {}), patience)
+        return await self._json(Call("GET", path, params or {}, headers=headers or {}), patience)
 
     async def list(
         self,
@@ -179,7 +161,7 @@ class Api:
                 more = ""
                 while True:
                     page = params | ({"continue": more} if more else {})
-                    text = await self._text(_Call("GET", path, page), patience)
+                    text = await self._text(Call("GET", path, page), patience)
                     version, more = await _read_page(text, project, found.items, path)
                     if not more:
                         return replace(found, resource_version=version)
@@ -212,9 +194,9 @@ class Api:
                 event = _parsed(line, path)
                 kind, value = event.get("type"), event.get("object")
                 if not isinstance(kind, str) or not isinstance(value, dict):
-                    raise _garbled(path)
+                    raise garbled(path)
                 if kind == "ERROR":
-                    raise _error_of(_Call("WATCH", path), _code(value), value, None)
+                    raise error_of(Call("WATCH", path), code_of(value), value, None)
                 yield kind, value
 
     async def lines(
@@ -231,7 +213,7 @@ class Api:
 
         Raises `Timeout` after `silence_s` without a byte.
         """
-        call = _Call("GET", path, params or {})
+        call = Call("GET", path, params or {})
         rest = bytearray()
         timeout = aiohttp.ClientTimeout(connect=_CONNECT_S, sock_read=silence_s)
         async with self._streamed(call, timeout) as response:
@@ -246,9 +228,9 @@ class Api:
                         rest.clear()
                     rest += last
                     if len(rest) > _LINE_LIMIT_BYTES:
-                        raise _garbled(path)
+                        raise garbled(path)
             except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as exc:
-                raise _unreached(call, exc) from exc
+                raise unreached(call, exc) from exc
         if rest:
             yield bytes(rest)
 
@@ -262,7 +244,7 @@ class Api:
         Not sent again where it may have been done.
         """
         params = {"fieldManager": self._manager} | ({"dryRun": "All"} if dry_run else {})
-        return await self._json(_Call("POST", path, params, body, repeatable=False), patience)
+        return await self._json(Call("POST", path, params, body, repeatable=False), patience)
 
     async def apply(
         self, path: str, body: Mapping[str, Any], *, force: bool = False, patience: Patience = PATIENT
@@ -272,7 +254,7 @@ class Api:
         Raises `Conflict` where another manager has one of them, unless `force` takes it.
         """
         params = {"fieldManager": self._manager, "force": "true" if force else "false"}
-        return await self._json(_Call("PATCH", path, params, body, _APPLY), patience)
+        return await self._json(Call("PATCH", path, params, body, _APPLY), patience)
 
     async def patch(
         self, path: str, body: Mapping[str, Any] | Sequence[Any], *, patience: Patience = PATIENT
@@ -280,12 +262,12 @@ class Api:
         """A merge patch where `body` is a mapping, a JSON patch where it is a sequence of operations."""
         is_merge = isinstance(body, Mapping)
         kind = "application/merge-patch+json" if is_merge else "application/json-patch+json"
-        call = _Call("PATCH", path, {"fieldManager": self._manager}, body, kind, repeatable=is_merge)
+        call = Call("PATCH", path, {"fieldManager": self._manager}, body, kind, repeatable=is_merge)
         return await self._json(call, patience)
 
     async def replace(self, path: str, body: Mapping[str, Any], *, patience: Patience = PATIENT) -> dict[str, Any]:
         """The whole object. Raises `Conflict` where it is not at the resource version of `body`."""
-        return await self._json(_Call("PUT", path, {"fieldManager": self._manager}, body), patience)
+        return await self._json(Call("PUT", path, {"fieldManager": self._manager}, body), patience)
 
     async def delete(
         self,
@@ -307,17 +289,17 @@ class Api:
         if grace_s is not None:
             body["gracePeriodSeconds"] = grace_s
         try:
-            await self._json(_Call("DELETE", path, body=body), patience)
+            await self._json(Call("DELETE", path, body=body), patience)
         except NotFound:
             return False
         return True
 
     # ------------------------------------------------------------------------------------------------ calls
 
-    async def _json(self, call: _Call, patience: Patience) -> dict[str, Any]:
+    async def _json(self, call: Call, patience: Patience) -> dict[str, Any]:
         return _parsed(await self._text(call, patience), call.path)
 
-    async def _text(self, call: _Call, patience: Patience) -> str:
+    async def _text(self, call: Call, patience: Patience) -> str:
         """The answer's body. Tries again where that can help and `patience` lasts."""
         end = time.monotonic() + patience.total_s
         for attempt in range(1, patience.attempts + 1):
@@ -327,12 +309,12 @@ class Api:
                 return await self._attempt(call, self._limit_s(call, end))
             except (Unavailable, Overloaded, Timeout) as exc:
                 wait_s = (exc.retry_after_s or 0.0) + pause_s(attempt, first_s=_FIRST_PAUSE_S, limit_s=_PAUSE_LIMIT_S)
-                if not _may_repeat(call, exc) or attempt == patience.attempts or time.monotonic() + wait_s >= end:
+                if not may_repeat(call, exc) or attempt == patience.attempts or time.monotonic() + wait_s >= end:
                     raise
             await asyncio.sleep(wait_s)
         raise AssertionError("unreachable")
 
-    def _limit_s(self, call: _Call, end: float) -> float:
+    def _limit_s(self, call: Call, end: float) -> float:
         limit_s = min(_ATTEMPT_S, end - time.monotonic())
         if self._fence is not None and call.method != "GET":
             limit_s = min(limit_s, self._fence())
@@ -342,17 +324,17 @@ class Api:
             raise Timeout(f"{call}: its turn did not come in time.", code="api-timed-out")
         return limit_s
 
-    async def _attempt(self, call: _Call, limit_s: float) -> str:
+    async def _attempt(self, call: Call, limit_s: float) -> str:
         async with self._streamed(call, aiohttp.ClientTimeout(total=limit_s, connect=_CONNECT_S)) as response:
             try:
                 return (await _body(response, call)).decode()
             except UnicodeDecodeError:
-                raise _garbled(call.path) from None
+                raise garbled(call.path) from None
             except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as exc:
-                raise _unreached(call, exc) from exc
+                raise unreached(call, exc) from exc
 
     @asynccontextmanager
-    async def _streamed(self, call: _Call, timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _streamed(self, call: Call, timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response to a call that the server agreed to. Credentials that it refuses are asked for anew, once."""
         access = await self._credentials.access()
         try:
@@ -364,9 +346,9 @@ class Api:
             try:
                 response = await self._send(call, await self._credentials.access(refused=access), timeout)
             except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as exc:
-                raise _unreached(call, exc) from exc
+                raise unreached(call, exc) from exc
         except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as exc:
-            raise _unreached(call, exc) from exc
+            raise unreached(call, exc) from exc
         try:
             if response.status >= 400:
                 raise await _refused(response, call)
@@ -374,7 +356,7 @@ class Api:
         finally:
             response.release() if response.content.at_eof() else response.close()
 
-    async def _send(self, call: _Call, access: Access, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+    async def _send(self, call: Call, access: Access, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         assert self._session is not None, "Api is used with `async with`"
         content = {} if call.body is None else {"Content-Type": call.content_type}
         return await self._session.request(
@@ -411,18 +393,18 @@ async def _read_page(
                 await asyncio.sleep(0)
                 turn_ends = time.monotonic() + _TURN_S
     except (ValueError, RecursionError):
-        raise _garbled(path) from None
+        raise garbled(path) from None
     if not isinstance(metadata, dict) or not metadata.get("resourceVersion"):
-        raise _garbled(path)
+        raise garbled(path)
     return str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
 
 
-async def _body(response: aiohttp.ClientResponse, call: _Call, limit_bytes: int = _ANSWER_LIMIT_BYTES) -> bytes:
+async def _body(response: aiohttp.ClientResponse, call: Call, limit_bytes: int = _ANSWER_LIMIT_BYTES) -> bytes:
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
         if len(body) > limit_bytes:
-            raise _garbled(call.path)
+            raise garbled(call.path)
     return bytes(body)
 
 
@@ -430,83 +412,17 @@ def _parsed(text: str | bytes, path: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise _garbled(path) from None
+        raise garbled(path) from None
     if not isinstance(value, dict):
-        raise _garbled(path)
+        raise garbled(path)
     return value
 
 
-def _may_repeat(call: _Call, error: AdapterError) -> bool:
-    """A server that says 429, or that no connection reached, has done nothing."""
-    if error.code in {"api-overloaded", "api-unreachable"}:
-        return True
-    return call.repeatable and error.code in {"api-failed", "api-cut", "api-timed-out"}
-
-
-# ---------------------------------------------------------------------------------------------------- errors
-
-
-async def _refused(response: aiohttp.ClientResponse, call: _Call) -> AdapterError:
+async def _refused(response: aiohttp.ClientResponse, call: Call) -> AdapterError:
     """What an answer of 400 or more means."""
     try:
         status = json.loads(await _body(response, call, 2**20))
     except (ValueError, RecursionError, AdapterError, aiohttp.ClientError, OSError, asyncio.TimeoutError):
         status = {}
     after = response.headers.get("Retry-After", "")
-    return _error_of(call, response.status, status if isinstance(status, dict) else {}, after)
-
-
-def _error_of(call: _Call, code: int, status: Mapping[str, Any], retry_after: str | None) -> AdapterError:
-    reason, said = str(status.get("reason") or ""), str(status.get("message") or "")[:_MESSAGE_LIMIT]
-    why = said or f"The API server answered {code}."
-    message = f"{call} was refused."
-    if code == 404:
-        return NotFound(f"{call.path} is not there.", why=why)
-    if code == 409:
-        return Conflict(message, why=why, code="exists" if reason == "AlreadyExists" else "conflict")
-    if code == 410:
-        return Unavailable(message, why=why, code=GONE)
-    if code == 401:
-        return Unavailable(message, why="The API server does not know these credentials.", code="not-authenticated")
-    if code == 403:
-        hint = "Grant it with a Role or ClusterRole: kubectl auth can-i --list says what there is."
-        return Unavailable(message, why=why, hint=hint, code="forbidden")
-    after_s = _seconds(retry_after)
-    if code == 429:
-        return Overloaded(message, why=why, code="api-overloaded", retry_after_s=after_s)
-    if code in _PASSING or (code == 500 and after_s is not None):
-        return Unavailable(f"{call} failed.", why=why, code="api-failed", retry_after_s=after_s)
-    if code >= 500:
-        return Unavailable(f"{call} failed.", why=why, code="api-broken")
-    return ConfigError(message, why=why, code="refused-object")
-
-
-def _code(status: Mapping[str, Any]) -> int:
-    code = status.get("code")
-    return code if isinstance(code, int) and code >= 400 else 500
-
-
-def _seconds(text: str | None) -> float | None:
-    """Of a Retry-After header; the API server's are whole seconds."""
-    return float(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else None
-
-
-def _garbled(path: str) -> Unavailable:
-    return Unavailable(
-        f"The answer to {path} cannot be read.",
-        why="It is not what a Kubernetes API server says.",
-        hint="Is something else at that address, or in between?",
-        code="api-garbled",
-    )
-
-
-def _unreached(call: _Call, exc: BaseException) -> AdapterError:
-    if isinstance(exc, (TimeoutError, asyncio.TimeoutError)) and not isinstance(exc, aiohttp.ConnectionTimeoutError):
-        return Timeout(f"{call} got no answer in time.", code="api-timed-out")
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        why = "Its certificate is not one of the cluster's CA."
-        return Unavailable("The API server cannot be trusted.", why=why, code="api-untrusted")
-    if isinstance(exc, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-        why = f"{type(exc).__name__}: {getattr(exc, 'strerror', '') or 'no connection'}."
-        return Unavailable("The API server cannot be reached.", why=why, code="api-unreachable")
-    return Unavailable(f"{call} was cut.", why=f"{type(exc).__name__}.", code="api-cut")
+    return error_of(call, response.status, status if isinstance(status, dict) else {}, after)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from adapter.cluster.api import GONE, PAGE_ITEMS, Api
+from adapter.cluster.api import PAGE_ITEMS, Api
 from adapter.cluster.backoff import a_little_less, pause_s
+from adapter.cluster.calls import GONE
 from adapter.errors import AdapterError, Unavailable
 
 logger = logging.getLogger(__name__)

@@ -1,27 +1,25 @@
 """What a cluster has: nodes, pods and `GpuNode` objects, as the API says them, become `adapter.policy.placement` values.
 
-Knows every vendor's and cloud's label by which a node tells its GPUs; what follows from them is placement's.
-Everything here is pure. JSON is read leniently: a node with a label that makes no sense is a node without it.
+Which labels say what of GPUs is in `adapter.cluster.gpu_labels`; what follows from it all is placement's. Everything here
+is pure. JSON is read leniently: what makes no sense is not there.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from adapter.cluster.gpu_labels import GpuFacts, Labels, facts_of
 from adapter.cluster.json_parts import object_in as _object, objects_in as _objects
 from adapter.cluster.quantity import parse_quantity
 from adapter.errors import ConfigError
-from adapter.keys import NVIDIA_GPU
 from adapter.policy.gpu_models import matches
 from adapter.policy.needs import Node, Offer
 from adapter.policy.node_terms import KEEPING_OUT, Requirement, Taint
 from adapter.policy.placement import WRONG_GPU, Verdict
 
-Labels: TypeAlias = Mapping[str, str]
 Amounts: TypeAlias = Mapping[str, int]
 """Of resources by name: ``cpu`` in thousandths, ``memory`` in bytes, devices as a count."""
 
@@ -87,17 +85,6 @@ def _amounts(resources: Mapping[str, Any]) -> dict[str, int]:
 
 
 # Nodes ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What some labels say of the units of a resource; empty and 0 where they do not."""
-
-    model: str = ""
-    memory_bytes: int = 0
-    compute_capability: tuple[int, int] | None = None
-    mig_profile: str = ""
-    shares: int = 0
 
 
 def read_node(node: Mapping[str, Any], held: Amounts, gpu_node: Mapping[str, Any] | None = None) -> Node:
@@ -193,7 +180,7 @@ def _snapshots(said: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _offer(resource: str, count: int, used: int, labels: Labels, said: Mapping[str, Any]) -> Offer:
-    facts = _merged(extract(labels, resource) for extract in _EXTRACTORS)
+    facts = facts_of(labels, resource)
     shares = max(1, facts.shares)
     agents = _of_agent(said, is_slice=bool(facts.mig_profile))
     return Offer(
@@ -208,122 +195,14 @@ def _offer(resource: str, count: int, used: int, labels: Labels, said: Mapping[s
     )
 
 
-def _merged(found: Iterable[_Facts]) -> _Facts:
-    """The first word on each thing."""
-    merged: dict[str, Any] = {}
-    for facts in found:
-        for item in fields(_Facts):
-            merged[item.name] = merged.get(item.name) or getattr(facts, item.name)
-    return _Facts(**merged)
-
-
-def _of_agent(said: Mapping[str, Any], *, is_slice: bool) -> _Facts:
+def _of_agent(said: Mapping[str, Any], *, is_slice: bool) -> GpuFacts:
     """What the agent saw of the devices, if they are all alike."""
     seen = {
         (str(gpu.get("model", "")), int(_positive(gpu.get("memoryBytes"))))
         for gpu in _objects(said, "gpus")
         if bool(gpu.get("slice")) == is_slice
     }
-    return _Facts(*seen.pop()) if len(seen) == 1 else _Facts()
-
-
-# What labels say, vendor by vendor ------------------------------------------------------------------
-
-_MI = 2**20
-
-
-def _feature_discovery(labels: Labels, resource: str) -> _Facts:
-    """NVIDIA's GPU Feature Discovery, of whole GPUs, shared ones, and slices that are all alike (`single`)."""
-    if resource not in (NVIDIA_GPU, f"{NVIDIA_GPU}.shared"):
-        return _Facts()
-    product = labels.get("nvidia.com/gpu.product", "").removesuffix("-SHARED")
-    model, _, profile = product.partition("-MIG-")
-    return _Facts(
-        model=model,
-        memory_bytes=_number(labels.get("nvidia.com/gpu.memory")) * _MI,
-        compute_capability=_capability(labels),
-        mig_profile=profile,
-        shares=_number(labels.get("nvidia.com/gpu.replicas")),
-    )
-
-
-def _mixed_slices(labels: Labels, resource: str) -> _Facts:
-    """Feature Discovery where slices are resources of their own (`mixed`)."""
-    if not resource.startswith("nvidia.com/mig-"):
-        return _Facts()
-    name = resource.removesuffix(".shared")
-    product = labels.get(f"{name}.product") or labels.get("nvidia.com/gpu.product", "")
-    return _Facts(
-        model=product.removesuffix("-SHARED").partition("-MIG-")[0],
-        memory_bytes=_number(labels.get(f"{name}.memory")) * _MI,
-        compute_capability=_capability(labels),
-        mig_profile=name.removeprefix("nvidia.com/mig-"),
-        shares=_number(labels.get(f"{name}.replicas")),
-    )
-
-
-def _capability(labels: Labels) -> tuple[int, int] | None:
-    major = _number(labels.get("nvidia.com/gpu.compute.major"))
-    return (major, _number(labels.get("nvidia.com/gpu.compute.minor"))) if major else None
-
-
-def _gke(labels: Labels, resource: str) -> _Facts:
-    """Google's nodes, which sell slices and shares as whole GPUs."""
-    if resource != NVIDIA_GPU:
-        return _Facts()
-    return _Facts(
-        model=labels.get("cloud.google.com/gke-accelerator", ""),
-        mig_profile=labels.get("cloud.google.com/gke-gpu-partition-size", ""),
-        shares=_number(labels.get("cloud.google.com/gke-max-shared-clients-per-gpu")),
-    )
-
-
-def _karpenter(labels: Labels, resource: str) -> _Facts:
-    """Karpenter's instance labels on AWS and Azure, which are there before a node is."""
-    if not resource.startswith("nvidia.com/"):
-        return _Facts()
-    return _Facts(
-        model=labels.get("karpenter.k8s.aws/instance-gpu-name") or labels.get("karpenter.azure.com/sku-gpu-name", ""),
-        memory_bytes=0 if "mig-" in resource else _number(labels.get("karpenter.k8s.aws/instance-gpu-memory")) * _MI,
-    )
-
-
-def _eks(labels: Labels, resource: str) -> _Facts:
-    """The label that AWS documents for its cluster autoscaler."""
-    return _Facts(model=labels.get("k8s.amazonaws.com/accelerator", "") if resource.startswith("nvidia.com/") else "")
-
-
-def _amd(labels: Labels, resource: str) -> _Facts:
-    """AMD's labeller; older ones write ``beta.amd.com/gpu.vram.64G=1``. Partitions count as slices."""
-    if not resource.startswith("amd.com/"):
-        return _Facts()
-    product = labels.get("amd.com/gpu.product-name") or labels.get("beta.amd.com/gpu.product-name", "")
-    vram = labels.get("amd.com/gpu.vram") or labels.get("beta.amd.com/gpu.vram", "")
-    vram = vram or _in_key(labels, "beta.amd.com/gpu.vram.")
-    kind = resource.removeprefix("amd.com/")
-    return _Facts(
-        model=product or _in_key(labels, "beta.amd.com/gpu.product-name."),
-        memory_bytes=_number(vram.removesuffix("G")) * 2**30,
-        mig_profile="" if kind == "gpu" else kind,
-    )
-
-
-def _intel(labels: Labels, resource: str) -> _Facts:
-    if not resource.startswith("gpu.intel.com/"):
-        return _Facts()
-    return _Facts(
-        model=labels.get("gpu.intel.com/product", ""), memory_bytes=_number(labels.get("gpu.intel.com/memory.max"))
-    )
-
-
-_EXTRACTORS: tuple[Callable[[Labels, str], _Facts], ...] = (
-    _feature_discovery, _mixed_slices, _gke, _karpenter, _eks, _amd, _intel,
-)  # fmt: skip
-"""Of two that know a thing, the first is believed: what looked at the hardware before what a provider calls it."""
-
-
-def _in_key(labels: Labels, prefix: str) -> str:
-    return next((key.removeprefix(prefix) for key in sorted(labels) if key.startswith(prefix)), "")
+    return GpuFacts(*seen.pop()) if len(seen) == 1 else GpuFacts()
 
 
 # What an autoscaler knows ---------------------------------------------------------------------------
@@ -397,10 +276,6 @@ def label_values(nodes: Iterable[Node]) -> dict[str, set[str]]:
 
 
 # JSON -----------------------------------------------------------------------------------------------
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def _positive(value: object) -> float:
