@@ -52,8 +52,9 @@ def deaf_server(folder, answer):
 
 def open_sockets():
     """Those of this loop's transports."""
+    loop = asyncio.get_running_loop()
     transports = [found for found in gc.get_objects() if isinstance(found, asyncio.Transport)]
-    sockets = [transport.get_extra_info("socket") for transport in transports]
+    sockets = [getattr(each, "_sock", None) for each in transports if getattr(each, "_loop", None) is loop]
     return [each for each in sockets if each is not None and each.fileno() != -1]
 
 
