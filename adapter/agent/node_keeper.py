@@ -21,6 +21,8 @@ from adapter.hosts.inventory import read_inventory
 logger = logging.getLogger(__name__)
 
 _INVENTORY_S, _CACHE_S, _WRITE_S = 60.0, 30.0, 10.0
+_AGAIN_S = 600.0
+"""How often it is written though nothing has changed: somebody may have deleted it."""
 
 
 class NodeKeeper:
@@ -43,7 +45,7 @@ class NodeKeeper:
         """Read what the node has, keep its snapshots below their limit, and publish both. Until it is cancelled."""
         disk = await asyncio.to_thread(disk_bytes_per_s, self._settings.snapshot_dir.parent)
         written: Mapping[str, Any] | None = None
-        inventory_at = cache_at = float("-inf")
+        inventory_at = cache_at = written_at = float("-inf")
         while True:
             try:
                 if time.monotonic() - inventory_at > _INVENTORY_S:
@@ -61,9 +63,9 @@ class NodeKeeper:
                     disk_bytes_per_s=disk,
                     why_no_restore=why_no_restore,
                 )
-                if status != written:
+                if status != written or time.monotonic() - written_at > _AGAIN_S:
                     await node.write(self._api, self._settings.node, status, time.time_ns())
-                    written = status
+                    written, written_at = status, time.monotonic()
             except AdapterError as error:
                 self._metrics.failures.labels("api").inc()
                 logger.warning("the node is not described", extra={"fields": {"code": error.code, "why": error.why}})
