@@ -66,7 +66,7 @@ class Spool:
         """Of the last frame; None where there is none."""
         self.size_bytes = 0
         self.dropped_bytes = 0
-        """Of a torn end, or of all behind a damaged place."""
+        """Of a torn end, of all behind a damaged place, or of what was damaged since."""
 
     @classmethod
     def open(cls, folder: Path, limit_bytes: int = LIMIT_BYTES) -> Spool:
@@ -140,15 +140,25 @@ class Spool:
         self.state = dict(state)
 
     def pending(self, limit: int = 1000, limit_bytes: int = _PENDING_BYTES) -> list[tuple[int, dict[str, Any]]]:
-        """The oldest records that are not acknowledged, with their numbers; a whole frame's at least."""
+        """The oldest records that are not acknowledged, with their numbers; a whole frame's at least.
+
+        What the disk gives back otherwise than it was written is lost, and logged: the others need not wait for it.
+        """
         found: list[tuple[int, dict[str, Any]]] = []
+        damaged: list[_Frame] = []
         with self._mutex:
             for frame in self._live():
                 limit_bytes -= frame.length
                 if found and (len(found) + frame.count > limit or limit_bytes < 0):
                     break
-                numbered = enumerate(self._read(frame)["records"], start=frame.first)
+                data = self._read(frame)
+                if data is None:
+                    damaged.append(frame)
+                    continue
+                numbered = enumerate(data["records"], start=frame.first)
                 found += [(seq, record) for seq, record in numbered if seq > self._acked]
+            if damaged:
+                self._lose(damaged)
         return found
 
     def ack(self, seq: int) -> None:
@@ -198,16 +208,17 @@ class Spool:
         self.size_bytes += frame.length
         self._next = frame.first + frame.count
 
-    def _read(self, frame: _Frame) -> dict[str, Any]:
+    def _read(self, frame: _Frame) -> dict[str, Any] | None:
         payload = _payload_at(self._fd, frame.offset)
-        data = None if payload is None else _decoded(payload)
-        if data is None:
-            raise StorageError(
-                f"The spool {self._path} cannot be read any more.",
-                why="Its disk gives other bytes than were written.",
-                code="spool-damaged",
-            )
-        return data
+        return None if payload is None else _decoded(payload)
+
+    def _lose(self, damaged: list[_Frame]) -> None:
+        """Forget them, and leave them out of the file: who opens that reads no further than to what is damaged."""
+        fields = {"path": str(self._path), "records": sum(frame.count for frame in damaged)}
+        logger.error("records in the spool are damaged: they are lost", extra={"fields": fields})
+        self.dropped_bytes += sum(frame.length for frame in damaged)
+        self._frames = [frame for frame in self._frames if frame not in damaged]
+        self._compact()
 
     def _cut_back(self) -> None:
         """Part of a frame may be there: a later one must not follow it."""

@@ -285,6 +285,20 @@ def test_a_full_disk_keeps_nothing_by_halves(tmp_path, small_disk):
     again.close()
 
 
+def test_what_the_disk_has_damaged_holds_up_nothing_else(tmp_path, spool, caplog):
+    for n in range(1, 4):
+        spool.append([record(n)], {"at": n})
+    with (tmp_path / FILE_NAME).open("r+b") as file:
+        file.seek(spool._frames[1].offset + 10)
+        file.write(b"\xff")
+    assert numbers(spool) == [(1, 1), (3, 3)]
+    assert "are lost" in caplog.text
+    assert spool.unacked == 2
+    again = reopened(spool, tmp_path)
+    assert (numbers(again), again.state) == ([(1, 1), (3, 3)], {"at": 3})
+    again.close()
+
+
 def test_a_sync_that_fails_is_no_success(tmp_path, spool, monkeypatch):
     spool.append([record(1)], {"at": 1})
 
