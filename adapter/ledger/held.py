@@ -54,18 +54,19 @@ class HeldToday:
     async def look(self) -> None:
         """Ask the ledger, unless it was asked a moment ago. Never raises."""
         async with self._looking:
-            began, day = self._clock(), utc_day(self._clock_ns())
+            began, rest_s, day = self._clock(), 0.0, utc_day(self._clock_ns())
             if began < self._again_at:
                 return
             try:
                 self._held_gpu_s, self._day_ends_at_ns = await self._ask(*day), day[1]
+                rest_s = _RESTS * (self._clock() - began)
                 self._answered()
             except AdapterError as error:
                 self._failed(error.code, error.why or error.message)
             except Exception as exc:  # boundary: budgets must keep nobody from doing anything else
                 logger.exception("what was held cannot be read")
                 self._failed("failed", str(exc))
-            self._again_at = self._clock() + max(LOOK_S, _RESTS * (self._clock() - began))
+            self._again_at = self._clock() + max(LOOK_S, rest_s)
 
     async def watch(self, is_wanted: Callable[[], bool]) -> None:
         """Look once, and again and again while it is wanted, until cancelled."""

@@ -70,10 +70,11 @@ def test_while_the_ledger_is_away_only_what_was_spent_stays_and_the_log_says_so_
     async def scene():
         held = ledger.held()
         await held.look()
-        ledger.answer = problem
+        ledger.answer, ledger.takes_s = problem, 30.0
         for _ in range(3):
             await asyncio.sleep(LOOK_S)
             await held.look()
+        assert len(ledger.asked) == 4
         assert not held.is_known
         assert at(held, 60) is BudgetState.SPENT
         assert held.budget("other.team", 100.0).state(NOON) is BudgetState.OPEN
