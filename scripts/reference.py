@@ -244,18 +244,19 @@ def metrics() -> str:
         "Replicas that `gpufn up` starts serve none: the gateway counts for them.\n\n"
         + table(("metric", "type", "meaning"), _replica_metrics())
         + "\n## On a cluster\n\n"
-        "Each component serves `/metrics` on port 8080; the provider those of `gpufn up`, on 8081.\n"
+        "Each component serves `/metrics` on port 8080; the provider those of `gpufn up`, on 8081. In all of them are\n"
+        "`gpufn_build_info`, whose label is the version, and what Prometheus says of a process (`process_…`).\n"
         + "\n### The webhook and the controller\n\n"
-        "`gpufn_build_info`, what Prometheus says of a process (`process_…`), and what they know of the cluster:\n\n"
+        "What they know of the cluster:\n\n"
         + table(("metric", "type", "labels", "meaning"), _collected(_registered(partial(InformerCollector, ()))))
         + "\n### The webhook\n\n"
         + table(("metric", "type", "labels", "meaning"), _collected(_registered(AdmissionMetrics)))
         + "\n### The controller\n\n"
         + table(("metric", "type", "labels", "meaning"), _collected(_registered(ControllerMetrics)))
         + "\n### The ledger\n\n"
-        + table(("metric", "type", "labels", "meaning"), _collected(LedgerMetrics().registry))
+        + table(("metric", "type", "labels", "meaning"), _collected(_registered(LedgerMetrics)))
         + "\n### An agent\n\n"
-        + table(("metric", "type", "labels", "meaning"), _collected(AgentMetrics().registry))
+        + table(("metric", "type", "labels", "meaning"), _collected(_registered(AgentMetrics)))
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from adapter import __version__
+from adapter.cluster.health import new_registry
 
 
 class Metrics:
     """One registry for one agent; no name of a pod or a function is in it."""
 
-    def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or new_registry()
         self.leases = self._gauge("gpufn_agent_leases", "Devices, and places on the node, that functions hold")
         self.unacked = self._gauge("gpufn_ledger_unacked_events", "Records that the ledger has not acknowledged")
         self.spool_bytes = self._gauge("gpufn_agent_spool_bytes", "Bytes that they and the agent's state take")
@@ -33,7 +32,6 @@ class Metrics:
             self.failures.labels(peer)
         self.snapshot_bytes = self._gauge("gpufn_snapshot_cache_bytes", "Bytes of snapshots on the node")
         self.evicted = self._counter("gpufn_snapshots_evicted", "Snapshots that were removed to make room")
-        self._gauge("gpufn_build_info", "Always 1; the version is the label", "version").labels(__version__).set(1)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)

@@ -15,14 +15,14 @@ from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
 from adapter.cluster.election import Election
 from adapter.cluster.events import EventRecorder
-from adapter.cluster.health import Health
+from adapter.cluster.health import Health, new_registry
 from adapter.cluster.informer import Informer
 from adapter.cluster.serving import served
 from adapter.controller.budget_events import BudgetEvents
 from adapter.controller.certificate_keeper import CertificateKeeper
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
-from adapter.controller.metrics import ControllerMetrics, InformerCollector, new_registry
+from adapter.controller.metrics import ControllerMetrics, InformerCollector
 from adapter.controller.reconcilers import Reconciler, Reconcilers
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from adapter import __version__
 from adapter.cluster.informer import Informer
 
 _ADMISSION_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1, 2)
 """The API server waits for two seconds."""
 _LAG_BUCKETS_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
-
-
-def new_registry() -> CollectorRegistry:
-    """With what every component tells of itself: memory, processor time, its version."""
-    # A series more for each one, which no board asks for.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    build = Gauge("gpufn_build_info", "Always 1; the version is the label", ["version"], registry=registry)
-    build.labels(__version__).set(1)
-    return registry
 
 
 class AdmissionMetrics:

@@ -15,13 +15,13 @@ from aiohttp import web
 from adapter.cluster.api import Api
 from adapter.cluster.component import stop_asked, until
 from adapter.cluster.credentials import Credentials
-from adapter.cluster.health import Health
+from adapter.cluster.health import Health, new_registry
 from adapter.cluster.serving import served
 from adapter.cluster.tls import ServingTls
 from adapter.controller.admission import Admission, Answer, Review
 from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
-from adapter.controller.metrics import AdmissionMetrics, InformerCollector, new_registry
+from adapter.controller.metrics import AdmissionMetrics, InformerCollector
 from adapter.errors import ConfigError
 from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from adapter import __version__
+from adapter.cluster.health import new_registry
 from adapter.ledger.wire import Batch, RefusalCode
 from adapter.policy.conservation import Conservation, FindingKind
 
@@ -12,9 +12,8 @@ from adapter.policy.conservation import Conservation, FindingKind
 class Metrics:
     """One registry for one service."""
 
-    def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or new_registry()
         self._records = Counter(
             "gpufn_ledger_records",
             "Records that agents delivered, by what became of them",
@@ -35,8 +34,6 @@ class Metrics:
             ("kind",),
             registry=self.registry,
         )
-        build = Gauge("gpufn_build_info", "Always 1; the version is the label", ("version",), registry=self.registry)
-        build.labels(__version__).set(1)
         for outcome in ("new", "repeated", "refused"):
             self._records.labels(outcome)
         for code in RefusalCode:

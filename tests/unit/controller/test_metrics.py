@@ -1,9 +1,10 @@
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapter.cluster.health import new_registry
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import GPU_NODES, PODS
-from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics, InformerCollector, new_registry
+from adapter.controller.metrics import AdmissionMetrics, ControllerMetrics, InformerCollector
 
 
 def test_no_series_is_told_twice_and_all_have_our_prefix():

@@ -1,6 +1,7 @@
 import asyncio
 
-from adapter.controller.metrics import ControllerMetrics, new_registry
+from adapter.cluster.health import new_registry
+from adapter.controller.metrics import ControllerMetrics
 from adapter.controller.reconcilers import Reconcilers
 from adapter.errors import Unavailable
 from tests.fakes.virtual_time import in_virtual_time

@@ -1,6 +1,7 @@
 import asyncio
 
-from adapter.controller.metrics import ControllerMetrics, new_registry
+from adapter.cluster.health import new_registry
+from adapter.controller.metrics import ControllerMetrics
 from adapter.controller.unplaced import LATER_REASON, REASON, UnplacedPods
 from tests.fakes.cluster_objects import View, function_pod, namespace, node
 

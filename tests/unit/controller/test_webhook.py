@@ -4,10 +4,11 @@ import json
 
 import aiohttp
 
+from adapter.cluster.health import new_registry
 from adapter.cluster.serving import served
 from adapter.controller import webhook
 from adapter.controller.admission import Admission
-from adapter.controller.metrics import AdmissionMetrics, new_registry
+from adapter.controller.metrics import AdmissionMetrics
 from adapter.controller.webhook import LARGE_BYTES, LARGE_REVIEWS, REVIEW_LIMIT_BYTES, review_app
 from tests.fakes.cluster_objects import View, function_pod, namespace, node
 
