@@ -58,7 +58,8 @@ def error_of(call: Call, code: int, status: Mapping[str, Any], retry_after: str 
     if code == 401:
         return Unavailable(message, why="The API server does not know these credentials.", code="not-authenticated")
     if code == 403:
-        hint = "Grant it with a Role or ClusterRole: kubectl auth can-i --list says what there is."
+        is_rights = " cannot " in said or not said  # else a quota, a policy or a webhook has the word
+        hint = "Grant it with a Role or ClusterRole: kubectl auth can-i --list says what there is." if is_rights else ""
         return Unavailable(message, why=why, hint=hint, code="forbidden")
     after_s = _seconds(retry_after)
     if code == 429:

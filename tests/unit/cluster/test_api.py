@@ -57,6 +57,24 @@ def test_what_the_server_refuses_is_said_in_its_words_and_not_tried_again(code, 
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ('pods is forbidden: User "a" cannot create resource "pods" in API group ""', "Role"),
+        ("pods is forbidden: exceeded quota: q", ""),
+        ('admission webhook "plain.pods.gpufn.dev" denied the request: The budget is spent.', ""),
+    ],
+)
+def test_rights_are_asked_for_where_they_are_what_is_missing(said, hint):
+    async def scene(server, api):
+        server.next(status(403, "Forbidden", said))
+        with pytest.raises(Unavailable) as caught:
+            await api.create(PODS.path("ns"), BODY)
+        assert (caught.value.why, hint in caught.value.hint, bool(caught.value.hint)) == (said, True, bool(hint))
+
+    play(scene)
+
+
 @pytest.mark.parametrize("code", [429, 502, 503, 504])
 def test_what_the_server_cannot_for_the_moment_is_tried_again(code):
     async def scene(server, api):

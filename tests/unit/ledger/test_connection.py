@@ -12,7 +12,7 @@ from aiohttp import web
 from adapter.cluster.certificates import issue, make_authority
 from adapter.errors import Timeout, Unavailable
 from adapter.ledger.callers import Caller
-from adapter.ledger.client import activity
+from adapter.ledger.client import activity, held
 from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.metrics import Metrics
 from adapter.ledger.server import LedgerService
@@ -22,6 +22,7 @@ from adapter.records import LeaseInterval, LeasePhase
 S = 10**9
 NOW = dt.datetime.now(dt.timezone.utc)
 AUTHORITY = make_authority(NOW)
+ALL = activity(0)
 
 
 class Controllers:
@@ -57,12 +58,12 @@ async def served(tmp_path, app):
         await runner.cleanup()
 
 
-async def ask(address, folder, since_ns=0):
+async def ask(address, folder, question=ALL):
     async with LedgerConnection(address, folder) as ledger:
-        return await ledger.ask(activity(since_ns))
+        return await ledger.ask(question)
 
 
-def asked(tmp_path, folder):
+def asked(tmp_path, folder, question=lambda end_ns: activity(end_ns - 60 * S)):
     """The answer of a ledger that has one lease, of 10 s."""
     end_ns = time.time_ns()
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
@@ -75,7 +76,7 @@ def asked(tmp_path, folder):
         async def scene():
             app = LedgerService(ledger, Controllers(), Metrics()).application()
             async with served(tmp_path, app) as address:
-                return await ask(address, folder, end_ns - 60 * S)
+                return await ask(address, folder, question(end_ns))
 
         return asyncio.run(scene()), end_ns
     finally:
@@ -85,6 +86,11 @@ def asked(tmp_path, folder):
 def test_what_the_ledger_knows_of_traffic_is_what_comes(tmp_path, trusted):
     (found,), end_ns = asked(tmp_path, trusted)
     assert (found.namespace, found.function, found.busy) == ("team", "embed", ((end_ns - 10 * S, end_ns),))
+
+
+def test_what_was_held_comes_in_gpu_seconds(tmp_path, trusted):
+    found, _ = asked(tmp_path, trusted, lambda end_ns: held(end_ns - 5 * S, end_ns))
+    assert found == {"embed.team": 5.0}
 
 
 def test_a_token_that_is_not_known_is_refused_and_never_told(tmp_path, trusted):
