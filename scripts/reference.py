@@ -244,7 +244,7 @@ def metrics() -> str:
         "Replicas that `gpufn up` starts serve none: the gateway counts for them.\n\n"
         + table(("metric", "type", "meaning"), _replica_metrics())
         + "\n## On a cluster\n\n"
-        "Each component serves `/metrics` on port 8080; the provider those of `gpufn up`, on 8081. In all of them are\n"
+        "Each component serves `/metrics` on port 8080; the provider those of `gpufn up`, on 8081. All others have\n"
         "`gpufn_build_info`, whose label is the version, and what Prometheus says of a process (`process_…`).\n"
         + "\n### The webhook and the controller\n\n"
         "What they know of the cluster:\n\n"

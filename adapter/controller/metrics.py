@@ -61,6 +61,11 @@ class ControllerMetrics:
             registry=registry,
         )  # fmt: skip
 
+    def leads(self, *, does: bool) -> None:
+        """Of what only a leader knows, nothing is left for two to tell when it leads no more."""
+        self.leading.set(int(does))
+        self.unplaced.clear()
+
 
 class InformerCollector(Collector):
     """What each informer knows of its watch, when it is asked."""

@@ -60,14 +60,14 @@ class Reconcilers:
     async def lead(self) -> None:
         """Until it is cancelled."""
         self._queues = {reconciler.name: WorkQueue() for reconciler in self._reconcilers}
-        self._metrics.leading.set(1)
+        self._metrics.leads(does=True)
         try:
             for reconciler in self._reconcilers:
                 for key in reconciler.all_keys():
                     self._queues[reconciler.name].add(key)
             await asyncio.gather(*(self._work(r) for r in self._reconcilers for _ in range(_WORKERS)))
         finally:
-            self._metrics.leading.set(0)
+            self._metrics.leads(does=False)
             for queue in self._queues.values():
                 queue.close()
             self._queues = {}

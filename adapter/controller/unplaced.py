@@ -39,6 +39,7 @@ class UnplacedPods:
         self._view.pods.on_change(on_pod)
 
     def all_keys(self) -> Iterable[str]:
+        self._waiting.clear()  # of what went while another led, nobody told us
         return [key for key, facts in self._view.pods.snapshot().items() if facts.waiting is not None]
 
     async def reconcile(self, key: str) -> float | None:

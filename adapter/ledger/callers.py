@@ -23,6 +23,7 @@ _NODE_CLAIM = "authentication.kubernetes.io/node-name"
 _REMEMBERED_S = 60.0
 """A token that was withdrawn is taken this much longer; one of a deleted pod ends with it."""
 _REMEMBERED = 4096
+"""Of those that are somebody's, and of those that are nobody's: whoever makes many up drives no caller out."""
 _REVIEW = Patience(total_s=10.0, attempts=3)
 
 
@@ -54,19 +55,22 @@ class ReviewedCallers:
     def __init__(self, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
         self._api, self._clock = api, clock
         self._known: dict[bytes, tuple[float, Caller | None]] = {}
+        self._unknown: dict[bytes, tuple[float, Caller | None]] = {}
 
     async def of(self, token: str) -> Caller | None:
         key, now = hashlib.sha256(token.encode(errors="replace")).digest(), self._clock()
-        known = self._known.get(key)
+        known = self._known.get(key) or self._unknown.get(key)
         if known is not None and now - known[0] < _REMEMBERED_S:
             return known[1]
         spec = {"token": token, "audiences": [AUDIENCE]}
         review = {"apiVersion": TOKEN_REVIEWS.api_version, "kind": TOKEN_REVIEWS.kind, "spec": spec}
         caller = caller_of(await self._api.create(TOKEN_REVIEWS.path(), review, patience=_REVIEW))
         self._known.pop(key, None)
-        self._known[key] = now, caller
-        while len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
+        self._unknown.pop(key, None)
+        remembered = self._unknown if caller is None else self._known
+        remembered[key] = now, caller
+        if len(remembered) > _REMEMBERED:
+            del remembered[next(iter(remembered))]
         return caller
 
 

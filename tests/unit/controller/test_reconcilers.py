@@ -136,3 +136,16 @@ def test_one_reconciler_that_hangs_holds_no_other_up():
         leading.cancel()
 
     play(scene, hanging, recorded)
+
+
+def test_who_leads_no_more_tells_nothing_of_what_a_leader_knows():
+    async def scene(running, registry):
+        leading = asyncio.ensure_future(running.lead())
+        await asyncio.sleep(1)
+        running._metrics.unplaced.labels("true").set(3)
+        leading.cancel()
+        await asyncio.wait([leading])
+        assert registry.get_sample_value("gpufn_controller_leading") == 0
+        assert registry.get_sample_value("gpufn_unplaced_pods", {"later": "true"}) is None
+
+    play(scene, Recorded())

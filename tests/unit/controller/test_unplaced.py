@@ -83,3 +83,15 @@ def test_a_pod_whose_annotations_cannot_be_used_says_which():
     scene.put(function_pod(annotations={"gpufn.dev/idle": "-5s"}))
     scene.look()
     assert "gpufn.dev/idle" in scene.events.said[0][3]
+
+
+def test_what_went_while_another_led_is_not_counted_when_it_leads_again():
+    scene = Scene(node("n1", gpus=1))
+    for name in ("a", "b"):
+        scene.put(function_pod(name, gpus=4))
+        scene.look(f"team/{name}")
+    assert scene.waiting("false") == 2
+    scene.view.pods._set("team/a", None)
+    for key in scene.reconciler.all_keys():
+        scene.look(key)
+    assert scene.waiting("false") == 1

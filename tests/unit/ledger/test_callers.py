@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from adapter.ledger import callers as callers_module
 from adapter.ledger.callers import Caller, ReviewedCallers, caller_of
 
 
@@ -67,5 +68,21 @@ def test_a_token_is_asked_about_once_a_minute_good_or_not():
         now[0] = 61.0
         assert await callers.of("good") is not None
         assert api.asked == 3
+
+    asyncio.run(run())
+
+
+def test_whoever_makes_many_tokens_up_drives_no_caller_out(monkeypatch):
+    monkeypatch.setattr(callers_module, "_REMEMBERED", 3)
+
+    async def run():
+        api = _Api()
+        callers = ReviewedCallers(api, lambda: 0.0)
+        await callers.of("good")
+        for number in range(10):
+            await callers.of(f"made-up-{number}")
+        asked = api.asked
+        assert await callers.of("good") is not None
+        assert (api.asked, len(callers._unknown)) == (asked, 3)
 
     asyncio.run(run())
