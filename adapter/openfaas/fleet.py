@@ -32,6 +32,7 @@ from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.wire import shutting_down, unknown_function
+from adapter.policy.budget import Budget, unbounded
 from adapter.policy.keep_alive import History, KeepAlive, Wake, keep_alive
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
@@ -68,6 +69,8 @@ class Fleet:
     deployment: Deployment
     observer: Observer = field(default_factory=Observer)
     gpus: Gpus = field(default_factory=Gpus)
+    budget_of: Callable[[str, float], Budget] = unbounded
+    """Of a function (``name.namespace``) and its limit: see `adapter.ledger.held.HeldToday.budget`."""
     clock: Callable[[], float] = time.monotonic
     members: dict[str, Member] = field(default_factory=dict)
     snapshot: dict[str, object] = field(default_factory=dict)
@@ -108,10 +111,12 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        """For people: ``preparing: …``, ``failed: …`` where nothing runs because of that, or empty."""
-        if self.rollout.status or self._failure is None or self._capable():
+        """For people: ``preparing: …``, ``failed: …``, ``waiting: …`` where nothing runs because of that, or empty."""
+        if self.rollout.status or self._capable():
             return self.rollout.status
-        return f"failed: {self._failure.message} {self._failure.why}".strip()
+        if self._budget_refusal() is not None:
+            return f"waiting: {self.budget.text(time.time_ns())}"
+        return "" if self._failure is None else f"failed: {_text(self._failure)}"
 
     def _capable(self) -> int:
         return sum(m.takes_work for m in self.members.values())
@@ -269,6 +274,8 @@ class Fleet:
             self._ask_for_gpus(spec, now)
         if now >= self._retry_at_s:
             self._floor = 0  # asked for
+        if self._waiters and (spent := self._budget_refusal()) is not None:
+            self._waiters.fail(lambda: _for_caller(spent, self.deployment))
         self._schedule(now)
 
     def _views(self) -> list[ReplicaView]:
@@ -280,6 +287,8 @@ class Fleet:
         deadlines = [next_deadline_s(self.deployment.spec, self._views(), now, keep_alive_s=keep_alive_s)]
         if self._retry_at_s > now and (self._waiters or self._floor or self.deployment.spec.min_replicas):
             deadlines.append(self._retry_at_s)
+        if self.deployment.spec.min_replicas and (opens_in_s := self.budget.opens_in_s(time.time_ns())):
+            deadlines.append(now + opens_in_s)
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
             self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
@@ -290,7 +299,7 @@ class Fleet:
         self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s)
 
     def _start_more(self, count: int, now: float) -> None:
-        if now < self._retry_at_s:
+        if now < self._retry_at_s or self._is_spent:
             return
         for _ in range(count):
             self._pending += 1
@@ -342,7 +351,7 @@ class Fleet:
         if now < self._retry_at_s:
             return
         for member in self._claims.sleepers(self.members.values()):
-            if reach < needed or member.in_flight:
+            if member.in_flight or (reach < needed and not self._is_spent):
                 reach += 1
                 self._background.run(self._wake(member, self._claims.for_wake(member)))
 
@@ -369,6 +378,22 @@ class Fleet:
         logger.info("stopping a replica", extra={"fields": {"replica": member.replica.id, "reason": reason}})
         self.observer.changed(self, member)
         self._background.run(member.replica.stop(STOP_GRACE_S))
+
+    # Its budget: spent, nothing is started or woken but for a request that a replica has, or for a rollout ------
+
+    @property
+    def budget(self) -> Budget:
+        """As far as is known what it held."""
+        return self.budget_of(self.deployment.key, self.deployment.spec.budget_gpu_s)
+
+    @property
+    def _is_spent(self) -> bool:
+        return self.budget.opens_in_s(time.time_ns()) > 0
+
+    def _budget_refusal(self) -> AdapterError | None:
+        """Why nobody will have a replica; None where one runs, or may."""
+        runs = self._pending or self._claims.waking or any(m.takes_work and not m.asleep for m in self.members.values())
+        return None if runs else self.budget.refusal(time.time_ns())
 
     # Events -------------------------------------------------------------------------------------
 
@@ -553,10 +578,14 @@ class Fleet:
             member.outdated = member.outdated or not self.rollout.wants(member.replica.deployment)
 
     def scale(self, replicas: int) -> None:
-        """What `scale-function` asks, within the spec's bounds: more at once, fewer as they finish their requests."""
+        """What `scale-function` asks, within the spec's bounds: more at once, fewer as they finish their requests.
+
+        Raises `Overloaded` for more than the budget has."""
         spec = self.deployment.spec
         replicas = max(spec.min_replicas, min(replicas, spec.max_replicas))
         surplus = self.desired - self._unwanted - replicas
+        if surplus < 0 and (spent := self.budget.refusal(time.time_ns())) is not None:
+            raise spent
         idle_first = sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.in_flight)
         for member in idle_first[: max(0, surplus)]:
             member.outdated = True
