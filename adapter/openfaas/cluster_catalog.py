@@ -215,17 +215,28 @@ class ClusterCatalog:
         try:
             return read_record(await self._api.replace(CONFIG_MAPS.path(deployment.namespace, name), body))
         except NotFound as error:
-            self._forget(old)
+            self._lose(old)
             raise Conflict(error.message, why=error.why) from error
 
     async def _read_again(self, deployment: FunctionDeployment) -> None:
-        path = CONFIG_MAPS.path(deployment.namespace, record_name(deployment.service))
+        """Raises `Conflict` where its place is taken."""
+        name = record_name(deployment.service)
         try:
-            self._accept(read_record(await self._api.get(path)))
+            there = await self._api.get(CONFIG_MAPS.path(deployment.namespace, name))
         except NotFound:
             old = self._records.get(deployment.key)
             if old is not None:
-                self._forget(old)
+                self._lose(old)
+            return
+        labels = there["metadata"].get("labels") or {}
+        if labels.get(MANAGED_BY) != MANAGER or OPENFAAS_LABEL not in labels:  # no watch would tell of it
+            raise Conflict(
+                f"The ConfigMap {name} of {deployment.namespace} is somebody else's.",
+                why=f"{deployment.key} would be kept there.",
+                hint="Rename the function, or remove that ConfigMap.",
+                code="record-foreign",
+            )
+        self._accept(read_record(there))
 
     async def remove(self, key: str) -> Entry:
         entry, record = self.get(key), self._records[key]
@@ -242,14 +253,11 @@ class ClusterCatalog:
 
     def _record_changed(self, _key: str, old: Record | None, new: Record | None) -> None:
         if new is None:
-            if old is not None and self._forget(old) and self._listener is not None:
-                self._listener.removed(old.key)
+            if old is not None:
+                self._lose(old)
             return
-        known = self._records.get(new.key)
         if not self._accept(new) or new.key in self._writing:
             return
-        if known is not None and known.uid != new.uid and new.entry is None and self._listener is not None:
-            self._listener.removed(new.key)  # in its place is one that cannot be used
         if new.problem:
             fields = {"function": new.key, "why": new.problem}
             logger.warning("a function's record cannot be used", extra={"fields": fields})
@@ -261,9 +269,11 @@ class ClusterCatalog:
     def _accept(self, new: Record) -> bool:
         """Whether that is news."""
         old = self._records.get(new.key)
-        if new.uid in self._removed or old == new:
+        if new.uid in self._removed or old == new or (old is not None and _is_before(new.version, old.version)):
             return False
-        if old is not None and old.uid == new.uid:
+        if old is not None and old.uid != new.uid:
+            self._lose(old)  # and made anew: another function, whose revisions count from the beginning
+        elif old is not None:
             if new.entry is None or new.is_edited:  # what runs stays until the edit is a revision
                 self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
                 return True
@@ -271,6 +281,11 @@ class ClusterCatalog:
                 return False
         self._records[new.key] = new
         return True
+
+    def _lose(self, record: Record) -> None:
+        """Others have removed it."""
+        if self._forget(record) and self._listener is not None:
+            self._listener.removed(record.key)
 
     def _forget(self, record: Record) -> bool:
         self._removed.append(record.uid)
@@ -314,7 +329,7 @@ class ClusterCatalog:
         self._known[namespace.name] = namespace
         if not is_new:
             return
-        informer = Informer(self._api, CONFIG_MAPS.path(namespace.name), read_record, label_selector=SELECTOR)
+        informer = Informer(self._api, CONFIG_MAPS.path(namespace.name), read_if_record, label_selector=SELECTOR)
         informer.on_change(self._record_changed)
         self._informers[namespace.name] = informer
         self._joined(namespace.name)
@@ -326,9 +341,7 @@ class ClusterCatalog:
         self._watches.pop(name).cancel()
         del self._informers[name]
         for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
-            self._forget(record)
-            if self._listener is not None:
-                self._listener.removed(record.key)
+            self._lose(record)
         self._left(name)
 
     def namespaces(self) -> list[str]:
@@ -419,15 +432,20 @@ def record_of(deployment: FunctionDeployment, revision: int, image: ImageFacts |
     return CONFIG_MAPS.body(name, deployment.namespace, metadata={"labels": labels}, data=data)
 
 
+def read_if_record(data: Mapping[str, Any]) -> Record | None:
+    """Of the API server's JSON; None where its name is none of a record's: labels are copied with what has them."""
+    return read_record(data) if data["metadata"]["name"].startswith(record_name("")) else None
+
+
 def read_record(data: Mapping[str, Any]) -> Record:
-    """Of the API server's JSON. Raises `KeyError` where it is no ConfigMap of ours at all."""
+    """Of the API server's JSON, whose name says whose record it is."""
     metadata, said = data["metadata"], data.get("data") or {}
-    name, namespace = metadata["labels"][OPENFAAS_LABEL], metadata["namespace"]
+    name, namespace = metadata["name"].removeprefix(record_name("")), metadata["namespace"]
     key, uid, version = f"{name}.{namespace}", metadata["uid"], metadata["resourceVersion"]
     try:
         text = said["deployment"]
         deployment = FunctionDeployment.from_json(json.loads(text))
-        if (deployment.service, deployment.namespace) != (name, namespace) or metadata["name"] != record_name(name):
+        if (deployment.service, deployment.namespace) != (name, namespace):
             raise ValueError(f"it says that it is {deployment.key}")  # told below, like the others
         revision, is_edited = int(said["revision"]), said.get("digest") != _digest(text)
         image = ImageFacts.from_json(json.loads(said["image"])) if said.get("image") else None
@@ -437,6 +455,11 @@ def read_record(data: Mapping[str, Any]) -> Record:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Record(key, uid, version, None, problem=f"{type(error).__name__}: {error}")
     return Record(key, uid, version, entry, is_edited)
+
+
+def _is_before(version: str, other: str) -> bool:
+    """Whether a resourceVersion is older than another of the same kind; false where they are no numbers."""
+    return version.isdecimal() and other.isdecimal() and int(version) < int(other)
 
 
 def _digest(text: str) -> str:
