@@ -27,6 +27,7 @@ from adapter.cluster.informer import Informer
 from adapter.cluster.resources import PODS, SERVICES
 from adapter.errors import AdapterError, ConfigError, Conflict, GpuError, HandlerError, NotFound, Timeout, Unavailable
 from adapter.hosts import Deployment, EventSink, Inventory, Keeper, ReplicaState, Traits
+from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import (
     SELECTOR,
     Owner,
@@ -120,7 +121,7 @@ class KubernetesHost:
         self._replicas: dict[tuple[str, str], KubernetesReplica] = {}
         self._leaving: set[str] = set()  # uids of pods that are to be deleted
         self._keeper: Keeper | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._closing = False
 
     # Which pods there are -----------------------------------------------------------------------
@@ -330,7 +331,7 @@ class KubernetesHost:
             self._take(_Starting(pod=pod), self._keeper)
         else:
             starting = self._starting[place] = _Starting(pod=pod, restarts=pod.restarts)
-            self._run(self._bring_up(starting, deployment, self._keeper))
+            self._background.run(self._bring_up(starting, deployment, self._keeper))
 
     def _take(self, starting: _Starting, keeper: Keeper) -> None:
         pod = starting.now
@@ -363,7 +364,7 @@ class KubernetesHost:
 
     def _remove(self, pod: Pod, at_once: bool) -> None:  # a callback of two values
         self._leaving.add(pod.uid)
-        self._run(self._delete(pod, _AT_ONCE_S if at_once else None))
+        self._background.run(self._delete(pod, _AT_ONCE_S if at_once else None))
 
     async def _delete(self, pod: Pod, grace_s: int | None) -> None:
         attempt = 0
@@ -397,20 +398,11 @@ class KubernetesHost:
         self._closing = True
         for replica in list(self._replicas.values()):
             replica.let_go()
-        tasks = [*self._watches.values(), *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("work of the host failed", exc_info=error)
+        for watch in self._watches.values():
+            watch.cancel()
+        self._background.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+        await self._background.join()
 
 
 def _nobody(_replica: object, _event: object) -> None:

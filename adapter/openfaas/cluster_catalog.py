@@ -31,9 +31,9 @@ from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, Resource
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Unavailable
+from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import MANAGED_BY, MANAGER, SELECTOR, record_name
 from adapter.keys import OPENFAAS_LABEL, SNAPSHOTS_LABEL
-from adapter.openfaas.background import Background
 from adapter.openfaas.catalog import (
     Entry,
     ImageFacts,

@@ -25,8 +25,8 @@ from adapter.errors import (
     Unavailable,
 )
 from adapter.hosts import Deployment, EventSink, Host, Replica, ReplicaState
+from adapter.hosts.background import Background
 from adapter.openfaas.activator import Waiters
-from adapter.openfaas.background import Background
 from adapter.openfaas.claims import Ask, Claims
 from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot

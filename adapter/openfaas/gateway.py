@@ -18,8 +18,8 @@ from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, EventSink, Host, Inventory, Replica, Terms
+from adapter.hosts.background import Background
 from adapter.openfaas import wire
-from adapter.openfaas.background import Background
 from adapter.openfaas.budgets import FIRST_LOOK_LIMIT_S, Budgets
 from adapter.openfaas.callbacks import ANYWHERE, Callbacks
 from adapter.openfaas.catalog import Catalog, Entry, ImageFacts

@@ -28,8 +28,8 @@ import aiohttp
 from multidict import CIMultiDict
 
 from adapter.errors import AdapterError, ConfigError, Overloaded, StorageError
+from adapter.hosts.background import Background
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, DURATION_HEADER
-from adapter.openfaas.background import Background
 from adapter.openfaas.callbacks import ANYWHERE, Callbacks, Resolver
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.proxy import error_status
