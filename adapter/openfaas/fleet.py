@@ -126,6 +126,8 @@ class Fleet:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """A place in a replica for one request. Raises `Overloaded`, `Timeout`, `HandlerError`, `Unavailable`."""
+        if (spent := self._budget_refusal()) is not None:
+            raise spent  # not heard of as traffic: who comes again and again would teach when not to rest
         self._enter()
         try:
             member = None if self._waiters else self._free_member()

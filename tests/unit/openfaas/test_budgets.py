@@ -73,6 +73,22 @@ def test_at_zero_a_request_is_refused_until_the_day_is_over(state_dir):
     run(scenario())
 
 
+def test_who_is_refused_teaches_nothing_about_traffic(state_dir, monkeypatch):
+    monkeypatch.setattr("adapter.policy.keep_alive.LEAST_S", 0.0)
+
+    async def scenario():
+        async with running(state_dir) as up:
+            fleet = await up.deploy(gpu="1", budget="1000")
+            await up.call()
+            await up.host.replicas[0].die()
+            await hold(up, 1000)
+            for _ in range(3):
+                assert (await up.call())[0] == 429
+            assert fleet._history.habits(fleet.clock()).gaps == ()
+
+    run(scenario())
+
+
 def test_what_runs_goes_on_and_answers(state_dir):
     async def scenario():
         async with running(state_dir) as up:
