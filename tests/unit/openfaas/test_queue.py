@@ -346,6 +346,9 @@ def why_not_taken(caplog) -> str:
         "[::1%1]",
         "127.1",
         "2130706433",
+        "[fd00:ec2::254]",
+        "[FD20:CE:0::254]",
+        "100.100.100.200",
     ],
 )
 def test_where_it_is_guarded_an_address_of_this_machine_or_its_link_is_refused(state_dir, host):
