@@ -31,19 +31,14 @@ from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import (
     SELECTOR,
     Owner,
-    Pod,
-    Problem,
-    answers_requests,
     check_terms,
-    hindrance_of,
     new_identity,
     pod_of,
-    problem_of,
-    read_pod,
     record_name,
     service_of,
 )
 from adapter.hosts.kubernetes_replica import KubernetesReplica, accepts
+from adapter.hosts.kubernetes_status import Pod, Problem, answers_requests, hindrance_of, problem_of, read_pod
 from adapter.hosts.process import check_deployment
 
 logger = logging.getLogger(__name__)

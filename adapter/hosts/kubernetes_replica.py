@@ -16,7 +16,8 @@ from adapter.hosts import Deployment, EventSink, ReplicaState
 from adapter.hosts.background import Background
 from adapter.hosts.followed import FollowedReplica
 from adapter.hosts.kubernetes_log import follow
-from adapter.hosts.kubernetes_pods import Pod, Problem, container_ended, drain_s, problem_of
+from adapter.hosts.kubernetes_pods import drain_s
+from adapter.hosts.kubernetes_status import Pod, Problem, container_ended, problem_of
 from adapter.hosts.replica_log import ReplicaLog
 from adapter.records import Event, EventName
 

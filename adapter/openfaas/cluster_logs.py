@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from adapter.cluster.api import Api
 from adapter.hosts import Deployment
 from adapter.hosts.kubernetes_log import follow, past_lines, whole_second
-from adapter.hosts.kubernetes_pods import Pod
 from adapter.hosts.kubernetes_replica import event_in
+from adapter.hosts.kubernetes_status import Pod
 from adapter.openfaas.logs import LogQuery, Logs
 
 _POLL_S = 0.5

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 
 from adapter.hosts import Deployment
-from adapter.hosts.kubernetes_pods import Pod
+from adapter.hosts.kubernetes_status import Pod
 from adapter.openfaas.cluster_logs import pod_logs
 from adapter.openfaas.logs import LogQuery
 from adapter.spec import parse_spec
