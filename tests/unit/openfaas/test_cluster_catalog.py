@@ -13,7 +13,8 @@ from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, SECRETS
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
 from adapter.hosts import Deployment
 from adapter.openfaas.catalog import ImageFacts
-from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership, read_record, record_of
+from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership
+from adapter.openfaas.cluster_records import read_record, record_of
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment
 from adapter.spec import parse_spec
