@@ -16,10 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from adapter.errors import (
     AdapterError,
-    ConfigError,
-    Conflict,
     HandlerError,
-    NotFound,
     Overloaded,
     Timeout,
     Unavailable,
@@ -31,6 +28,7 @@ from adapter.openfaas.claims import Ask, Claims
 from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
+from adapter.openfaas.setbacks import Setbacks, for_caller
 from adapter.openfaas.wire import shutting_down, unknown_function
 from adapter.policy.budget import Budget, unbounded
 from adapter.policy.keep_alive import History, KeepAlive, Wake, keep_alive
@@ -39,9 +37,6 @@ from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
 from adapter.spec import FunctionSpec
 
 logger = logging.getLogger(__name__)
-
-BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""After failed starts in a row: no request wakes the function meanwhile."""
 
 STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
@@ -83,9 +78,7 @@ class Fleet:
         self._pending = 0  # replicas that the host was asked for and has not given yet
         self._unwanted = 0  # how many of these are not wanted any more
         self._floor = 0  # replicas wanted beside what requests call for, until so many are asked for
-        self._failures = 0
-        self._failure: AdapterError | None = None
-        self._retry_at_s = 0.0
+        self._setbacks = Setbacks()
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
         self._claims = Claims(self.gpus, self._stop)
@@ -114,9 +107,11 @@ class Fleet:
         """For people: ``preparing: …``, ``failed: …``, ``waiting: …`` where nothing runs because of that, or empty."""
         if self.rollout.status or self._capable():
             return self.rollout.status
-        if self._budget_refusal() is not None:
-            return f"waiting: {self.budget.text(time.time_ns())}"
-        return "" if self._failure is None else f"failed: {_text(self._failure)}"
+        now_ns = time.time_ns()
+        if self._budget_refusal(now_ns) is not None:
+            return f"waiting: {self.budget.text(now_ns)}"
+        error = self._setbacks.error
+        return "" if error is None else f"failed: {error.message} {error.why}".strip()
 
     def _capable(self) -> int:
         return sum(m.takes_work for m in self.members.values())
@@ -126,7 +121,7 @@ class Fleet:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """A place in a replica for one request. Raises `Overloaded`, `Timeout`, `HandlerError`, `Unavailable`."""
-        if (spent := self._budget_refusal()) is not None:
+        if (spent := self._budget_refusal(time.time_ns())) is not None:
             raise spent  # not heard of as traffic: who comes again and again would teach when not to rest
         self._enter()
         try:
@@ -173,11 +168,12 @@ class Fleet:
     def _refusal(self) -> AdapterError | None:
         """Why a request need not wait."""
         if self.rollout.broken is not None:
-            return _for_caller(self.rollout.broken, self.deployment)
+            return for_caller(self.rollout.broken, self.deployment)
         if self._closing is not None:
             return self._closing(self.deployment.key)
-        if self._failure is not None and self.clock() < self._retry_at_s and not self.desired:
-            return self._start_error()
+        now = self.clock()
+        if self._setbacks.error is not None and self._setbacks.holds(now) and not self.desired:
+            return self._setbacks.for_caller(self.deployment, now)
         spec = self.deployment.spec
         startable = max(0, spec.max_replicas - self._capable()) * spec.in_flight  # who waits for a start is no queue
         if len(self._waiters) >= spec.queue + startable:
@@ -263,9 +259,12 @@ class Fleet:
         spec = self.deployment.spec
         if self._floor > spec.min_replicas:
             spec = replace(spec, min_replicas=min(spec.max_replicas, self._floor))
+        held, wall_ns = self._setbacks.holds(now), time.time_ns()
+        spent_s = self.budget.opens_in_s(wall_ns)
         for action in decide(spec, self._views(), len(self._waiters), now, keep_alive_s=self.keep_alive.seconds):
             if isinstance(action, Start):
-                self._start_more(action.count, now)
+                if not held and not spent_s:
+                    self._start_more(action.count)
             elif isinstance(action, Park):
                 self.members[action.replica_id].replica.park()
             elif action.replica_id in self.members:
@@ -273,24 +272,24 @@ class Fleet:
             else:
                 self._unwanted += 1  # one of those that are not there yet
         if spec.gpus or self._claims.asks:
-            self._ask_for_gpus(spec, now)
-        if now >= self._retry_at_s:
+            self._ask_for_gpus(spec, held=held, spent=spent_s > 0)
+        if not held:
             self._floor = 0  # asked for
-        if self._waiters and (spent := self._budget_refusal()) is not None:
-            self._waiters.fail(lambda: _for_caller(spent, self.deployment))
-        self._schedule(now)
+        if self._waiters and (refusal := self._budget_refusal(wall_ns)) is not None:
+            self._waiters.fail(lambda: for_caller(refusal, self.deployment))
+        self._schedule(now, spent_s)
 
     def _views(self) -> list[ReplicaView]:
         pending = [ReplicaView(f"pending-{n}", "starting", 0, None) for n in range(self._pending - self._unwanted)]
         return pending + [m.view() for m in self.members.values() if m.outdated or not m.upcoming]
 
-    def _schedule(self, now: float) -> None:
+    def _schedule(self, now: float, spent_s: float) -> None:
         keep_alive_s = self.keep_alive.seconds
         deadlines = [next_deadline_s(self.deployment.spec, self._views(), now, keep_alive_s=keep_alive_s)]
-        if self._retry_at_s > now and (self._waiters or self._floor or self.deployment.spec.min_replicas):
-            deadlines.append(self._retry_at_s)
-        if self.deployment.spec.min_replicas and (opens_in_s := self.budget.opens_in_s(time.time_ns())):
-            deadlines.append(now + opens_in_s)
+        if self._setbacks.holds(now) and (self._waiters or self._floor or self.deployment.spec.min_replicas):
+            deadlines.append(self._setbacks.retry_at_s)
+        if spent_s and self.deployment.spec.min_replicas:
+            deadlines.append(now + spent_s)
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
             self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
@@ -300,9 +299,7 @@ class Fleet:
         habits, current_s = self._history.habits(self.clock()), self.keep_alive.seconds
         self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s)
 
-    def _start_more(self, count: int, now: float) -> None:
-        if now < self._retry_at_s or self._is_spent:
-            return
+    def _start_more(self, count: int) -> None:
         for _ in range(count):
             self._pending += 1
             self._run_start(self.deployment, firm=self._floor > 0)
@@ -344,16 +341,16 @@ class Fleet:
         if self._closing is not None:
             self._stop(member, "closing")
 
-    def _ask_for_gpus(self, spec: FunctionSpec, now: float) -> None:
+    def _ask_for_gpus(self, spec: FunctionSpec, *, held: bool, spent: bool) -> None:
         """Wake as many parked replicas as are needed, and withdraw what is asked above that."""
         able = [m for m in self.members.values() if m.takes_work]
         needed = needed_replicas(spec, len(self._waiters) + sum(m.in_flight for m in able))
         reach = sum(not m.asleep for m in able) + self._pending - self._unwanted + self._claims.waking
         self._claims.withdraw(reach - needed, self.rollout.wants)
-        if now < self._retry_at_s:
+        if held:
             return
         for member in self._claims.sleepers(self.members.values()):
-            if member.in_flight or (reach < needed and not self._is_spent):
+            if member.in_flight or (reach < needed and not spent):
                 reach += 1
                 self._background.run(self._wake(member, self._claims.for_wake(member)))
 
@@ -388,14 +385,10 @@ class Fleet:
         """As far as is known what it held."""
         return self.budget_of(self.deployment.key, self.deployment.spec.budget_gpu_s)
 
-    @property
-    def _is_spent(self) -> bool:
-        return self.budget.opens_in_s(time.time_ns()) > 0
-
-    def _budget_refusal(self) -> AdapterError | None:
+    def _budget_refusal(self, now_ns: int) -> AdapterError | None:
         """Why nobody will have a replica; None where one runs, or may."""
         runs = self._pending or self._claims.waking or any(m.takes_work and not m.asleep for m in self.members.values())
-        return None if runs else self.budget.refusal(time.time_ns())
+        return None if runs else self.budget.refusal(now_ns)
 
     # Events -------------------------------------------------------------------------------------
 
@@ -449,7 +442,7 @@ class Fleet:
         member.awake.set()
         if not member.in_flight:
             member.idle_since_s = self.clock()
-        self._failures, self._failure = 0, None
+        self._setbacks.served()
         if member.upcoming and not member.outdated:
             self._switch()
 
@@ -506,19 +499,11 @@ class Fleet:
         logger.warning("a start failed", extra={"fields": fields})
         if self.rollout.fail(deployment, error):
             return
-        self._failures += 1
-        if error.code == "replica-died" and self._failures == 1:
-            return  # killed from outside, most likely: once more, at once
-        self._failure = error
-        self._retry_at_s = self.clock() + BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
+        if not self._setbacks.add(error, self.clock()):
+            return
         self._floor = 0
         if not any(m.takes_work and m.lives and not m.asleep for m in self.members.values()):
-            self._waiters.fail(self._start_error)
-
-    def _start_error(self) -> AdapterError:
-        assert self._failure is not None
-        wait_s = max(0.0, self._retry_at_s - self.clock())
-        return _for_caller(self._failure, self.deployment, retry_after_s=wait_s)
+            self._waiters.fail(lambda: self._setbacks.for_caller(self.deployment, self.clock()))
 
     # Replicas of another life -------------------------------------------------------------------
 
@@ -559,9 +544,9 @@ class Fleet:
             return
         if problem is not None:
             if self.rollout.broken is not None:
-                self._waiters.fail(lambda: _for_caller(problem, deployment))
+                self._waiters.fail(lambda: for_caller(problem, deployment))
             return
-        self._failures, self._failure, self._retry_at_s = 0, None, 0.0
+        self._setbacks.forget()
         if self.rollout.is_ready and initial and self._capable():
             self._run_start(deployment, firm=True, upcoming=True)
             return
@@ -595,7 +580,7 @@ class Fleet:
         self._floor = replicas if surplus < 0 else 0
         if surplus > 0:
             self._claims.loosen()
-        self._retry_at_s = 0.0
+        self._setbacks.retry()
         self.evaluate()
 
     async def leave(self, limit_s: float) -> None:
@@ -627,21 +612,6 @@ class Fleet:
         for member in self.members.values():
             self._stop(member, "closing")
         await self._background.join()
-
-
-def _for_caller(error: AdapterError, deployment: Deployment, *, retry_after_s: float | None = None) -> AdapterError:
-    """A copy for one caller, whose request is not at fault, and whom names of secrets, files and settings do not
-    concern: what the deployer has to mend is a 503 that says so."""
-    wait_s = error.retry_after_s if retry_after_s is None else retry_after_s
-    if isinstance(error, ConfigError | Conflict | NotFound):
-        hint = f"Whoever deployed it sees why: faas-cli describe {deployment.name}"
-        message = f"{deployment.key} cannot be started."
-        return HandlerError(message, hint=hint, code=error.code, retry_after_s=wait_s)
-    return type(error)(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
-
-
-def _text(error: AdapterError) -> str:
-    return f"{error.message} {error.why}".strip()
 
 
 def _as_adapter_error(error: Exception) -> AdapterError:
