@@ -111,3 +111,15 @@ def test_a_deploy_after_others_removed_the_function_is_what_runs(tmp_path, state
 
     with in_this_process(tmp_path, HANDLERS) as cluster:
         run(scenario(cluster))
+
+
+def test_where_no_ledger_answers_a_budget_refuses_nobody(tmp_path, state_dir, caplog):
+    async def scenario(cluster):
+        async with cluster.running(), providing(cluster, state_dir) as provider:
+            await provider.deploy("fn", annotations={"gpufn.dev/budget": "1"})
+            assert await provider.call("fn") == (200, " hi")
+            assert "budgets cannot be looked at: wakes go on" in caplog.messages
+            await provider.remove("fn")
+
+    with in_this_process(tmp_path, HANDLERS) as cluster:
+        run(scenario(cluster))
