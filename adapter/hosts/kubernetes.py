@@ -25,7 +25,17 @@ from adapter.cluster.api import Api
 from adapter.cluster.backoff import pause_s
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import PODS, SERVICES
-from adapter.errors import AdapterError, ConfigError, Conflict, GpuError, HandlerError, NotFound, Timeout, Unavailable
+from adapter.errors import (
+    AdapterError,
+    ConfigError,
+    Conflict,
+    GpuError,
+    HandlerError,
+    NotFound,
+    Overloaded,
+    Timeout,
+    Unavailable,
+)
 from adapter.hosts import Deployment, EventSink, Inventory, Keeper, ReplicaState, Traits
 from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import (
@@ -40,6 +50,7 @@ from adapter.hosts.kubernetes_pods import (
 from adapter.hosts.kubernetes_replica import KubernetesReplica, accepts
 from adapter.hosts.kubernetes_status import Pod, Problem, answers_requests, hindrance_of, problem_of, read_pod
 from adapter.hosts.process import check_deployment
+from adapter.policy.budget import SPENT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -263,8 +274,10 @@ class KubernetesHost:
             raise ConfigError(f"A pod of {deployment.key} was refused.", why=error.why, code="pod-refused") from error
         except (Unavailable, Timeout) as error:
             if error.code == "forbidden":  # by a quota, a policy or for want of rights
-                message = f"A pod of {deployment.key} was refused."
-                raise Unavailable(message, why=error.why, code="pod-refused") from error
+                message, why = f"A pod of {deployment.key} was refused.", " ".join(error.why.split())
+                if f"[{SPENT_CODE}]" in why:  # by our webhook, whose words these are
+                    raise Overloaded(message, why=why, code=SPENT_CODE) from error
+                raise Unavailable(message, why=why, code="pod-refused") from error
             if error.code in _PERHAPS_DONE and await starting.is_seen(_SEEN_LIMIT_S):
                 return
             raise  # should it come to be after all, it is taken back

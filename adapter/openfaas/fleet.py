@@ -30,7 +30,7 @@ from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
 from adapter.openfaas.setbacks import Setbacks, for_caller
 from adapter.openfaas.wire import shutting_down, unknown_function
-from adapter.policy.budget import Budget, unbounded
+from adapter.policy.budget import SPENT_CODE, Budget, unbounded
 from adapter.policy.keep_alive import History, KeepAlive, Wake, keep_alive
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
+
+SPENT_RETRY_S = 60.0
+"""Until the next try to start a revision that is to follow, where a cluster's webhook refuses it for a spent budget."""
 
 _TIMER_SLACK_S = 0.005
 """Timers may fire a little early; what is due then must be due."""
@@ -497,6 +500,9 @@ class Fleet:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
         fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
         logger.warning("a start failed", extra={"fields": fields})
+        if error.code == SPENT_CODE and self._may_follow(deployment):
+            asyncio.get_running_loop().call_later(SPENT_RETRY_S, self._start_next, deployment)
+            return
         if self.rollout.fail(deployment, error):
             return
         if not self._setbacks.add(error, self.clock()):
@@ -504,6 +510,14 @@ class Fleet:
         self._floor = 0
         if not any(m.takes_work and m.lives and not m.asleep for m in self.members.values()):
             self._waiters.fail(lambda: self._setbacks.for_caller(self.deployment, self.clock()))
+
+    def _start_next(self, deployment: Deployment) -> None:
+        if self._closing is None and self._may_follow(deployment):
+            self._run_start(deployment, firm=True, upcoming=True)
+
+    def _may_follow(self, deployment: Deployment) -> bool:
+        """Whether it is the revision that takes over from one that still runs."""
+        return self.rollout.wants(deployment) and deployment is not self.deployment and self._capable() > 0
 
     # Replicas of another life -------------------------------------------------------------------
 

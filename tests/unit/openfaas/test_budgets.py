@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from adapter.errors import LedgerError
+from adapter.errors import LedgerError, Overloaded
 from adapter.hosts import ReplicaState
 from adapter.ledger import held
 from adapter.openfaas import budgets
@@ -229,6 +229,25 @@ def test_a_revision_takes_over_from_one_that_runs(state_dir):
             await up.call()
             await hold(up, 1000)
             await up.deploy(gpu="0.5", budget="1000", initial="1", method="PUT")
+            await until(lambda: fleet.deployment.revision == "2" and not fleet.rollout.status)
+            assert (await up.call())[0] == 200
+
+    run(scenario())
+
+
+def test_a_revision_whose_start_others_refuse_waits_for_its_turn_and_the_old_one_serves(state_dir, monkeypatch):
+    """On a cluster, the webhook."""
+    monkeypatch.setattr("adapter.openfaas.fleet.SPENT_RETRY_S", 0.05)
+
+    async def scenario():
+        async with running(state_dir) as up:
+            fleet = await up.deploy(gpu="0.5", initial="1")
+            await up.call()
+            refusals = [Overloaded("spent", code="budget-spent") for _ in range(3)]
+            up.host.errors.extend(refusals)
+            await up.deploy(gpu="0.5", initial="1", method="PUT")
+            await until(lambda: len(up.host.errors) == 1)
+            assert (fleet.deployment.revision, (await up.call())[0]) == ("1", 200)
             await until(lambda: fleet.deployment.revision == "2" and not fleet.rollout.status)
             assert (await up.call())[0] == 200
 
