@@ -118,7 +118,7 @@ def test_where_no_ledger_answers_a_budget_refuses_nobody(tmp_path, state_dir, ca
         async with cluster.running(), providing(cluster, state_dir) as provider:
             await provider.deploy("fn", annotations={"gpufn.dev/budget": "1"})
             assert await provider.call("fn") == (200, " hi")
-            assert "budgets cannot be looked at: wakes go on" in caplog.messages
+            assert "the ledger does not tell what was held: budgets stop nobody" in caplog.messages
             await provider.remove("fn")
 
     with in_this_process(tmp_path, HANDLERS) as cluster:
