@@ -55,6 +55,7 @@ REFUSALS = (
     ("gateway", "`scale.queue` requests wait for a replica already", "503 `queue-full`, Retry-After"),
     ("gateway", "one has waited for `limits.start_timeout`", "504 `prepare-timeout`, `start-timeout`, `queue-timeout`"),
     ("gateway", "a start failed a moment ago", "503 with that failure's code, Retry-After"),
+    ("gateway", "its budget of this day is spent, and none of its replicas runs", "429 `budget-spent`, Retry-After"),
     ("gateway", f"{LANE_LIMIT} asynchronous ones of the function wait already", "503 `queue-full`, Retry-After"),
     ("replica", "`GPUFN_HELD` requests wait for its start already", "503"),
     ("replica", "`GPUFN_QUEUE` requests wait for one of its threads already", "429"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapter.cli.interrupt import run_interruptible
 from adapter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Connection:
     _loop: asyncio.AbstractEventLoop
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self._loop.run_until_complete(work)
+        return run_interruptible(work, self._loop.run_until_complete)
 
 
 class Cluster:

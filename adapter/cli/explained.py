@@ -128,12 +128,8 @@ async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
     nodes, labels = await asyncio.gather(read_nodes(api, without=metadata["uid"]), _labels(api, namespace))
     intent = read_intent(_as_made(pod), namespace=namespace, namespace_labels=labels)
     if intent is None:
-        raise NotFound(
-            f"The pod {name} is none of gpufn's.",
-            why="It has no label of a function, or asks for no GPU and has no annotation of ours.",
-            hint=f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.",
-            code="not-ours",
-        )
+        why = "It has no label of a function, or asks for no GPU and has no annotation of ours."
+        raise _not_ours(f"pod {name}", why, f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.")
     unseen = PATCHED_ANNOTATION not in object_in(metadata, "annotations")
     notes = ("the webhook of gpufn's did not see this pod: it is as its framework made it",) if unseen else ()
     facts = {"node": holder(pod), "decision": _decision(pod), "scheduler": _scheduler(pod)}
@@ -184,12 +180,8 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
         template.pod, namespace=namespace, namespace_labels=labels, function=name, framework=template.framework
     )
     if intent is None:
-        raise NotFound(
-            f"The function {name} is none of gpufn's.",
-            why="It asks for no GPU, and has no annotation of ours.",
-            hint=f"Write {DOMAIN}/… on its template, or a GPU limit.",
-            code="not-ours",
-        )
+        why = "It asks for no GPU, and has no annotation of ours."
+        raise _not_ours(f"function {name}", why, f"Write {DOMAIN}/… on its template, or a GPU limit.")
     words = "" if intent.framework == "plain" else await kept(api, intent, template.revision)
     return _explained("function", name, intent, nodes, notes=template.notes, kept=words)
 
@@ -262,6 +254,10 @@ def _resources(said: Any) -> dict[str, Any]:
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
+
+
+def _not_ours(what: str, why: str, hint: str) -> NotFound:
+    return NotFound(f"The {what} is none of gpufn's.", why=why, hint=hint, code="not-ours")
 
 
 async def _labels(api: Api, namespace: str) -> dict[str, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, with a SIGINT that wakes the loop.
+def run_interruptible(work: Coroutine[Any, Any, T], run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run) -> T:
+    """`run`, on this thread's loop, with a SIGINT that wakes the loop.
 
     The one of `asyncio.run` does not: where the kernel gives the signal to another thread (one that waits for a child
     process, say), the handler would run when the main thread next does something, which may be never.
@@ -34,9 +34,9 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
             loop.remove_signal_handler(signal.SIGINT)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return asyncio.run(work)  # whoever started us wants it ignored, or has a handler
+        return run(work)  # whoever started us wants it ignored, or has a handler
     try:
-        return asyncio.run(main())
+        return run(main())
     except asyncio.CancelledError:
         if asked:
             raise KeyboardInterrupt from None

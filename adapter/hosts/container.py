@@ -34,6 +34,7 @@ from adapter.errors import AdapterError, ConfigError, NotFound, SnapshotError, U
 from adapter.files import remove_tree, write_whole
 from adapter.hosts import Deployment, EventSink, Inventory, LocalHost
 from adapter.hosts.artifacts import fetch_snapshots
+from adapter.hosts.background import Background
 from adapter.hosts.container_replica import ContainerReplica, Line
 from adapter.hosts.criu import lend
 from adapter.hosts.engine import Engine, Image, name_and_tag
@@ -81,7 +82,7 @@ class ContainerHost(LocalHost):
         self._label = f"{HOST_LABEL}={_digest(str(state.resolve()))}"
         self._images: dict[str, Image] = {}
         self._replicas: dict[str, ContainerReplica] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._snapshotting: set[str] = set()
         self._fetched: set[tuple[str, str]] = set()
         self._gives_rights = True
@@ -380,9 +381,7 @@ class ContainerHost(LocalHost):
         if self._closing or not self._gives_rights or key in self._snapshotting:
             return
         self._snapshotting.add(key)
-        task = asyncio.get_running_loop().create_task(self._snapshot_beside(replica))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.run(self._snapshot_beside(replica))
 
     async def _snapshot_beside(self, replica: ContainerReplica) -> None:
         empty = {"reason": "", "key": "", "bytes": 0, "seconds": 0}
@@ -484,10 +483,9 @@ class ContainerHost(LocalHost):
 
     async def close(self) -> None:
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
+        self._background.cancel()
         try:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._background.join()
             await asyncio.gather(*(replica.stop(_CLOSE_GRACE_S) for replica in list(self._replicas.values())))
             await self._logs.close()
         finally:

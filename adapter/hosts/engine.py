@@ -311,9 +311,7 @@ def _not_pulled(reference: str, why: str) -> NotFound:
 
 def name_and_tag(reference: str) -> tuple[str, str]:
     """``registry:5000/name:tag`` taken apart; a digest stands in the place of a tag."""
-    if "@" in reference:
-        name, _, digest = reference.partition("@")
-        return name, digest
-    head, slash, last = reference.rpartition("/")
+    rest, _, digest = reference.partition("@")
+    head, slash, last = rest.rpartition("/")
     name, _, tag = last.partition(":")
-    return f"{head}{slash}{name}", tag or "latest"
+    return f"{head}{slash}{name}", digest or tag or "latest"

@@ -25,25 +25,32 @@ from adapter.cluster.api import Api
 from adapter.cluster.backoff import pause_s
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import PODS, SERVICES
-from adapter.errors import AdapterError, ConfigError, Conflict, GpuError, HandlerError, NotFound, Timeout, Unavailable
+from adapter.errors import (
+    AdapterError,
+    ConfigError,
+    Conflict,
+    GpuError,
+    HandlerError,
+    NotFound,
+    Overloaded,
+    Timeout,
+    Unavailable,
+)
 from adapter.hosts import Deployment, EventSink, Inventory, Keeper, ReplicaState, Traits
+from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import (
     SELECTOR,
     Owner,
-    Pod,
-    Problem,
-    answers_requests,
     check_terms,
-    hindrance_of,
     new_identity,
     pod_of,
-    problem_of,
-    read_pod,
     record_name,
     service_of,
 )
 from adapter.hosts.kubernetes_replica import KubernetesReplica, accepts
+from adapter.hosts.kubernetes_status import Pod, Problem, answers_requests, hindrance_of, problem_of, read_pod
 from adapter.hosts.process import check_deployment
+from adapter.policy.budget import SPENT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +127,7 @@ class KubernetesHost:
         self._replicas: dict[tuple[str, str], KubernetesReplica] = {}
         self._leaving: set[str] = set()  # uids of pods that are to be deleted
         self._keeper: Keeper | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._closing = False
 
     # Which pods there are -----------------------------------------------------------------------
@@ -267,8 +274,10 @@ class KubernetesHost:
             raise ConfigError(f"A pod of {deployment.key} was refused.", why=error.why, code="pod-refused") from error
         except (Unavailable, Timeout) as error:
             if error.code == "forbidden":  # by a quota, a policy or for want of rights
-                message = f"A pod of {deployment.key} was refused."
-                raise Unavailable(message, why=error.why, code="pod-refused") from error
+                message, why = f"A pod of {deployment.key} was refused.", " ".join(error.why.split())
+                if f"[{SPENT_CODE}]" in why:  # by our webhook, whose words these are
+                    raise Overloaded(message, why=why, code=SPENT_CODE) from error
+                raise Unavailable(message, why=why, code="pod-refused") from error
             if error.code in _PERHAPS_DONE and await starting.is_seen(_SEEN_LIMIT_S):
                 return
             raise  # should it come to be after all, it is taken back
@@ -330,7 +339,7 @@ class KubernetesHost:
             self._take(_Starting(pod=pod), self._keeper)
         else:
             starting = self._starting[place] = _Starting(pod=pod, restarts=pod.restarts)
-            self._run(self._bring_up(starting, deployment, self._keeper))
+            self._background.run(self._bring_up(starting, deployment, self._keeper))
 
     def _take(self, starting: _Starting, keeper: Keeper) -> None:
         pod = starting.now
@@ -363,7 +372,7 @@ class KubernetesHost:
 
     def _remove(self, pod: Pod, at_once: bool) -> None:  # a callback of two values
         self._leaving.add(pod.uid)
-        self._run(self._delete(pod, _AT_ONCE_S if at_once else None))
+        self._background.run(self._delete(pod, _AT_ONCE_S if at_once else None))
 
     async def _delete(self, pod: Pod, grace_s: int | None) -> None:
         attempt = 0
@@ -397,20 +406,11 @@ class KubernetesHost:
         self._closing = True
         for replica in list(self._replicas.values()):
             replica.let_go()
-        tasks = [*self._watches.values(), *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("work of the host failed", exc_info=error)
+        for watch in self._watches.values():
+            watch.cancel()
+        self._background.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+        await self._background.join()
 
 
 def _nobody(_replica: object, _event: object) -> None:

@@ -7,21 +7,19 @@ replica's own state has a place for it, and what it says of others is not.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from adapter.cluster.api import Api
 from adapter.hosts import Deployment, EventSink, ReplicaState
+from adapter.hosts.background import Background
 from adapter.hosts.followed import FollowedReplica
 from adapter.hosts.kubernetes_log import follow
-from adapter.hosts.kubernetes_pods import Pod, Problem, container_ended, drain_s, problem_of
+from adapter.hosts.kubernetes_pods import drain_s
+from adapter.hosts.kubernetes_status import Pod, Problem, container_ended, problem_of
 from adapter.hosts.replica_log import ReplicaLog
 from adapter.records import Event, EventName
-
-logger = logging.getLogger(__name__)
 
 _READY_GRACE_S = 2.0
 """A replica that is ready has served for a moment, and said so; one whose words do not reach us is taken at its probe's."""
@@ -65,7 +63,7 @@ class KubernetesReplica(FollowedReplica):
         self._remove = remove
         self._on_ended = on_ended
         self._restarts = pod.restarts
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(replica=self.id)
         self._ready_timer: asyncio.TimerHandle | None = None
         self._start_is_open = False  # a start record may come
         self._asked = False  # by us, to end
@@ -74,7 +72,7 @@ class KubernetesReplica(FollowedReplica):
         """Follow its log, from its beginning or after a time (RFC 3339)."""
         if self.state is ReplicaState.STARTING:
             self.be_patient()
-        self._run(self._follow(after))
+        self._background.run(self._follow(after))
 
     def listen(self, sink: EventSink) -> None:
         """From now on its events go there."""
@@ -82,8 +80,7 @@ class KubernetesReplica(FollowedReplica):
 
     def let_go(self) -> None:
         """Hear no more of it; it stays."""
-        for task in self._tasks - {asyncio.current_task()}:
-            task.cancel()
+        self._background.cancel()
         for timer in (self._patience, self._ready_timer):
             if timer is not None:
                 timer.cancel()
@@ -135,7 +132,7 @@ class KubernetesReplica(FollowedReplica):
         elif pod.is_ready and self.state is ReplicaState.STARTING and self._ready_timer is None:
             self._ready_timer = asyncio.get_running_loop().call_later(_READY_GRACE_S, self._is_ready)
         elif not pod.is_ready and pod.is_running and self.state is ReplicaState.SERVING:
-            self._run(self._look_whether_reachable())
+            self._background.run(self._look_whether_reachable())
 
     def _is_ready(self) -> None:
         self._ready_timer = None
@@ -203,18 +200,6 @@ class KubernetesReplica(FollowedReplica):
             return all(_CODE.fullmatch(one["code"]) for one in record["skipped"])  # they become labels of metrics
         except (KeyError, TypeError):
             return False
-
-    # Its tasks ----------------------------------------------------------------------------------
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("following a replica failed", exc_info=error, extra={"fields": {"replica": self.id}})
 
 
 def event_in(line: bytes) -> Event | None:

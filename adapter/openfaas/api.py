@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -144,7 +145,8 @@ class Api:
         hindrance = self._gateway.host.hindrance(entry.deployment.key)
         if fleet.status or hindrance:
             return fleet.status or f"waiting: {hindrance}"
-        notes = (self._gateway.unkept(entry.deployment), entry.image.note if entry.image is not None else "")
+        image_note = entry.image.note if entry.image is not None else ""
+        notes = (fleet.budget.text(time.time_ns()), self._gateway.unkept(entry.deployment), image_note)
         return "; ".join(f"note: {note}" for note in notes if note)
 
     # Secrets and namespaces ---------------------------------------------------------------------

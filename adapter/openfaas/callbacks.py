@@ -1,7 +1,7 @@
 """Where answers of asynchronous invocations may be sent.
 
 Whoever may call a function names the address. On a cluster that must not be what only this machine is let in to: its own
-ports, and those of its link, where clouds answer with a machine's credentials.
+ports, and those of its link and others where clouds answer with a machine's credentials.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from yarl import URL
 
 from adapter.errors import ConfigError
 from adapter.keys import CALLBACK_HEADER
+
+_METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200")))
+"""Where clouds answer with a machine's credentials and that is no link's address: AWS and Google over IPv6, Alibaba."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ class Callbacks:
             return False
         if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
             found = found.ipv4_mapped
-        return not (found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast)
+        is_here = found.is_loopback or found.is_link_local or found.is_unspecified or found in _METADATA
+        return not (is_here or found.is_multicast)
 
 
 ANYWHERE = Callbacks()

@@ -1,11 +1,6 @@
 """The desired state of a cluster: functions as ConfigMaps, kept current by watches, so that several gateways and kubectl
-may write it; namespaces that are labelled or annotated ``openfaas``; Secrets.
-
-    ConfigMap function-<name>    labels faas_function=<name>, app.kubernetes.io/managed-by=gpufn
-      deployment                 what a deploy sent, as JSON
-      revision                   counts its deploys
-      digest                     of `deployment`: who edits that by hand need not know of the other two
-      image                      what was found out of its image then, as JSON
+may write it; namespaces that are labelled or annotated ``openfaas``; Secrets. What these objects look like is
+`adapter.openfaas.cluster_records`'.
 
 A record owns all that is made for its function, so that deleting it is removing the function.
 
@@ -18,11 +13,9 @@ functions: configmaps get list watch create update delete; secrets get list crea
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +23,9 @@ from typing import Any
 from adapter.cluster.api import Api
 from adapter.cluster.informer import Informer
 from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, Resource
-from adapter.errors import AdapterError, ConfigError, Conflict, NotFound, Unavailable
+from adapter.errors import AdapterError, Conflict, NotFound, Unavailable
+from adapter.hosts.background import Background
 from adapter.hosts.kubernetes_pods import MANAGED_BY, MANAGER, SELECTOR, record_name
-from adapter.keys import OPENFAAS_LABEL, SNAPSHOTS_LABEL
-from adapter.openfaas.background import Background
 from adapter.openfaas.catalog import (
     Entry,
     ImageFacts,
@@ -42,13 +34,21 @@ from adapter.openfaas.catalog import (
     namespace_exists,
     unknown_namespace,
 )
+from adapter.openfaas.cluster_records import (
+    NAMESPACE_MARK,
+    Namespace,
+    Record,
+    is_before,
+    marked,
+    read_if_record,
+    read_namespace,
+    read_record,
+    record_of,
+)
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment, unknown_function
 
 logger = logging.getLogger(__name__)
-
-NAMESPACE_MARK = "openfaas"
-"""Label or annotation of a namespace of functions: ``1`` or ``true``."""
 
 _OWN_NAME = "kubernetes.io/metadata.name"
 """Label that Kubernetes gives every namespace."""
@@ -60,29 +60,6 @@ _SYNC_LIMIT_S = 15.0
 _REMEMBERED = 1000
 
 Look = Callable[[FunctionDeployment], Awaitable[ImageFacts | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A ConfigMap of ours. `problem` says why it cannot be used; then there is no entry."""
-
-    key: str
-    uid: str
-    version: str
-    entry: Entry | None
-    is_edited: bool = False
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    name: str
-    labels: tuple[tuple[str, str], ...] = ()
-    annotations: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def keeps_snapshots(self) -> bool:
-        return dict(self.labels).get(SNAPSHOTS_LABEL) == "enabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,17 +192,28 @@ class ClusterCatalog:
         try:
             return read_record(await self._api.replace(CONFIG_MAPS.path(deployment.namespace, name), body))
         except NotFound as error:
-            self._forget(old)
+            self._lose(old)
             raise Conflict(error.message, why=error.why) from error
 
     async def _read_again(self, deployment: FunctionDeployment) -> None:
-        path = CONFIG_MAPS.path(deployment.namespace, record_name(deployment.service))
+        """Raises `Conflict` where its place is taken."""
+        name = record_name(deployment.service)
         try:
-            self._accept(read_record(await self._api.get(path)))
+            there = await self._api.get(CONFIG_MAPS.path(deployment.namespace, name))
         except NotFound:
             old = self._records.get(deployment.key)
             if old is not None:
-                self._forget(old)
+                self._lose(old)
+            return
+        record = read_if_record(there)
+        if record is None:
+            raise Conflict(
+                f"The ConfigMap {name} of {deployment.namespace} is somebody else's.",
+                why=f"{deployment.key} would be kept there.",
+                hint="Rename the function, or remove that ConfigMap.",
+                code="record-foreign",
+            )
+        self._accept(record)
 
     async def remove(self, key: str) -> Entry:
         entry, record = self.get(key), self._records[key]
@@ -242,14 +230,11 @@ class ClusterCatalog:
 
     def _record_changed(self, _key: str, old: Record | None, new: Record | None) -> None:
         if new is None:
-            if old is not None and self._forget(old) and self._listener is not None:
-                self._listener.removed(old.key)
+            if old is not None:
+                self._lose(old)
             return
-        known = self._records.get(new.key)
         if not self._accept(new) or new.key in self._writing:
             return
-        if known is not None and known.uid != new.uid and new.entry is None and self._listener is not None:
-            self._listener.removed(new.key)  # in its place is one that cannot be used
         if new.problem:
             fields = {"function": new.key, "why": new.problem}
             logger.warning("a function's record cannot be used", extra={"fields": fields})
@@ -261,9 +246,11 @@ class ClusterCatalog:
     def _accept(self, new: Record) -> bool:
         """Whether that is news."""
         old = self._records.get(new.key)
-        if new.uid in self._removed or old == new:
+        if new.uid in self._removed or old == new or (old is not None and is_before(new.version, old.version)):
             return False
-        if old is not None and old.uid == new.uid:
+        if old is not None and old.uid != new.uid:
+            self._lose(old)  # and made anew: another function, whose revisions count from the beginning
+        elif old is not None:
             if new.entry is None or new.is_edited:  # what runs stays until the edit is a revision
                 self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
                 return True
@@ -271,6 +258,11 @@ class ClusterCatalog:
                 return False
         self._records[new.key] = new
         return True
+
+    def _lose(self, record: Record) -> None:
+        """Others have removed it."""
+        if self._forget(record) and self._listener is not None:
+            self._listener.removed(record.key)
 
     def _forget(self, record: Record) -> bool:
         self._removed.append(record.uid)
@@ -314,7 +306,7 @@ class ClusterCatalog:
         self._known[namespace.name] = namespace
         if not is_new:
             return
-        informer = Informer(self._api, CONFIG_MAPS.path(namespace.name), read_record, label_selector=SELECTOR)
+        informer = Informer(self._api, CONFIG_MAPS.path(namespace.name), read_if_record, label_selector=SELECTOR)
         informer.on_change(self._record_changed)
         self._informers[namespace.name] = informer
         self._joined(namespace.name)
@@ -326,9 +318,7 @@ class ClusterCatalog:
         self._watches.pop(name).cancel()
         del self._informers[name]
         for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
-            self._forget(record)
-            if self._listener is not None:
-                self._listener.removed(record.key)
+            self._lose(record)
         self._left(name)
 
     def namespaces(self) -> list[str]:
@@ -348,13 +338,13 @@ class ClusterCatalog:
     async def put_namespace(self, name: str, facts: dict[str, Any], *, new: bool) -> None:
         if not new:
             self.namespace(name)
-            changed = await self._api.patch(NAMESPACES.path(name=name), {"metadata": _marked(facts)})
+            changed = await self._api.patch(NAMESPACES.path(name=name), {"metadata": marked(facts)})
             await self._become_member(name)  # whoever made it may have been killed before that
         else:
             if name in self._known:
                 raise namespace_exists(name)
             try:
-                changed = await self._api.create(NAMESPACES.path(), NAMESPACES.body(name, metadata=_marked(facts)))
+                changed = await self._api.create(NAMESPACES.path(), NAMESPACES.body(name, metadata=marked(facts)))
             except Conflict as error:
                 raise Conflict(
                     f"The namespace {name} exists already, and is not one of functions.",
@@ -403,59 +393,3 @@ class ClusterCatalog:
 
     async def remove_secret(self, namespace: str, name: str) -> None:
         await self._secrets.remove(namespace, name)
-
-
-# Records ------------------------------------------------------------------------------------------
-
-
-def record_of(deployment: FunctionDeployment, revision: int, image: ImageFacts | None) -> dict[str, Any]:
-    """The ConfigMap of a function."""
-    text = json.dumps(deployment.to_json(), indent=1, sort_keys=True)
-    data = {"deployment": text, "revision": str(revision), "digest": _digest(text)}
-    if image is not None:
-        data["image"] = json.dumps(image.to_json(), indent=1)
-    labels = {OPENFAAS_LABEL: deployment.service, MANAGED_BY: MANAGER}
-    name = record_name(deployment.service)
-    return CONFIG_MAPS.body(name, deployment.namespace, metadata={"labels": labels}, data=data)
-
-
-def read_record(data: Mapping[str, Any]) -> Record:
-    """Of the API server's JSON. Raises `KeyError` where it is no ConfigMap of ours at all."""
-    metadata, said = data["metadata"], data.get("data") or {}
-    name, namespace = metadata["labels"][OPENFAAS_LABEL], metadata["namespace"]
-    key, uid, version = f"{name}.{namespace}", metadata["uid"], metadata["resourceVersion"]
-    try:
-        text = said["deployment"]
-        deployment = FunctionDeployment.from_json(json.loads(text))
-        if (deployment.service, deployment.namespace) != (name, namespace) or metadata["name"] != record_name(name):
-            raise ValueError(f"it says that it is {deployment.key}")  # told below, like the others
-        revision, is_edited = int(said["revision"]), said.get("digest") != _digest(text)
-        image = ImageFacts.from_json(json.loads(said["image"])) if said.get("image") else None
-        entry = Entry(deployment, revision, metadata["creationTimestamp"], image)
-    except ConfigError as error:
-        return Record(key, uid, version, None, problem=f"{error.message} {error.why}".strip())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Record(key, uid, version, None, problem=f"{type(error).__name__}: {error}")
-    return Record(key, uid, version, entry, is_edited)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-# Namespaces ---------------------------------------------------------------------------------------
-
-
-def read_namespace(data: Mapping[str, Any], default: str) -> Namespace | None:
-    """One of functions; None where it is none, or goes."""
-    metadata = data["metadata"]
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    marks = (labels.get(NAMESPACE_MARK), annotations.get(NAMESPACE_MARK))
-    if "deletionTimestamp" in metadata or not ({"1", "true"} & set(marks) or metadata["name"] == default):
-        return None
-    return Namespace(metadata["name"], tuple(labels.items()), tuple(annotations.items()))
-
-
-def _marked(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As metadata of a namespace of functions; the mark as OpenFaaS has it, and as a selector can find it."""
-    return {kind: {**facts.get(kind, {}), NAMESPACE_MARK: "1"} for kind in ("annotations", "labels")}

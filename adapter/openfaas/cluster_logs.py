@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from datetime import datetime, timezone
 
 from adapter.cluster.api import Api
 from adapter.hosts import Deployment
 from adapter.hosts.kubernetes_log import follow, past_lines, whole_second
-from adapter.hosts.kubernetes_pods import Pod
 from adapter.hosts.kubernetes_replica import event_in
+from adapter.hosts.kubernetes_status import Pod
 from adapter.openfaas.logs import LogQuery, Logs
 
 _POLL_S = 0.5
@@ -34,31 +34,30 @@ def pod_logs(api: Api, pods: Callable[[str], Iterable[Pod]]) -> Logs:
         def wanted() -> list[Pod]:
             return [pod for pod in pods(deployment.key) if query.instance in ("", pod.name)]
 
-        reached: dict[str, str] = {}
-        for line in await _past(api, wanted(), query):
-            reached[line[1]] = line[0]
+        past, reached = await _past(api, wanted(), query)
+        for line in past:
             yield _entry(query, line)
         if query.follow:
-            async for line in _Following(api, wanted, reached).lines(stopping):
-                yield _entry(query, line)
+            async with aclosing(_Following(api, wanted, reached).lines(stopping)) as lines:
+                async for line in lines:
+                    yield _entry(query, line)
 
     return read
 
 
-async def _past(api: Api, pods: Iterable[Pod], query: LogQuery) -> list[Line]:
-    """In order of time, the last `tail` of them all."""
+async def _past(api: Api, pods: Sequence[Pod], query: LogQuery) -> tuple[list[Line], dict[str, str]]:
+    """In order of time, the last `tail` of them all; and of each pod the time up to which that is all that is told."""
     since = query.since.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f000Z") if query.since else ""
-
-    async def of(pod: Pod) -> list[Line]:
-        past = past_lines(api, pod.namespace, pod.name, pod.function, since=whole_second(since) if since else "")
-        return [(time, pod.name, text) for time, text in await past if time >= since and event_in(text) is None]
-
-    found = sorted(line for lines in await asyncio.gather(*map(of, pods)) for line in lines)
-    return found[-query.tail :] if query.tail else found
+    whole = whole_second(since) if since else ""
+    logs = await asyncio.gather(*(past_lines(api, p.namespace, p.name, p.function, since=whole) for p in pods))
+    named = [(pod.name, log) for pod, log in zip(pods, logs, strict=True)]
+    found = sorted((t, name, text) for name, log in named for t, text in log if t >= since and event_in(text) is None)
+    reached = {name: max((time for time, _ in log), default=since) for name, log in named}
+    return found[-query.tail :] if query.tail else found, reached
 
 
 class _Following:
-    """What comes from now on. `reached`: the time of the last line of each pod that was told already."""
+    """What comes from now on. `reached`: of each pod, the time up to which nothing is to be told any more."""
 
     def __init__(self, api: Api, wanted: Callable[[], list[Pod]], reached: dict[str, str]) -> None:
         self._api = api
@@ -67,13 +66,15 @@ class _Following:
         self._lines: asyncio.Queue[Line] = asyncio.Queue(_BACKLOG)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def lines(self, stopping: asyncio.Event) -> AsyncIterator[Line]:
+    async def lines(self, stopping: asyncio.Event) -> AsyncGenerator[Line, None]:
         """Until `stopping` is set, or nobody listens."""
         try:
             while not stopping.is_set():
-                for pod in self._wanted():
-                    if pod.name not in self._tasks:
-                        self._tasks[pod.name] = asyncio.create_task(self._follow(pod))
+                there = {pod.name: pod for pod in self._wanted()}
+                for name in there.keys() - self._tasks.keys():
+                    self._tasks[name] = asyncio.create_task(self._follow(there[name]))
+                for name in [name for name, task in self._tasks.items() if task.done() and name not in there]:
+                    del self._tasks[name]
                 with suppress(asyncio.TimeoutError):
                     yield await asyncio.wait_for(self._lines.get(), _POLL_S)
         finally:

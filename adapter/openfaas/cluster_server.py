@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -25,6 +25,8 @@ from adapter.errors import ConfigError
 from adapter.hosts.kubernetes import Facts, KubernetesHost
 from adapter.hosts.ports import listen
 from adapter.keys import PASSWORD_FILE, USER_FILE
+from adapter.ledger import client
+from adapter.ledger.connection import LedgerConnection
 from adapter.openfaas.callbacks import Callbacks
 from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership
 from adapter.openfaas.cluster_logs import pod_logs
@@ -79,23 +81,23 @@ async def opened(api: Api, settings: ProviderSettings) -> AsyncIterator[tuple[Ga
     catalog = ClusterCatalog(api, secrets, DEFAULT_NAMESPACE, images.look, membership)
     facts = Facts(catalog.uid, catalog.keeps_snapshots, secrets.for_pulling)
     host = KubernetesHost(api, facts, pull_policy=settings.pull_policy)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(host.close)
+        stack.push_async_callback(catalog.close)
+        ledger = await stack.enter_async_context(LedgerConnection())
         await catalog.open(host.add_namespace, host.drop_namespace)
         await host.synced()
         gateway = Gateway(
             Path(settings.state),
             host,
             catalog,
-            RecentStarts(),
+            RecentStarts(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns))),
             pod_logs(api, host.pods),
             _without_image,
             look=images.look,
             callbacks=Callbacks(is_guarded=True, hosts=settings.callback_hosts),
         )
         yield gateway, lambda: catalog.is_current and host.is_current
-    finally:
-        await catalog.close()
-        await host.close()
 
 
 def _without_image(image: str) -> tuple[dict[str, object], str]:

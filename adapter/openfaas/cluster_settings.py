@@ -1,4 +1,5 @@
-"""Settings of the provider on a cluster: flags, and under them variables of its environment."""
+"""Settings of the provider on a cluster: flags, and under them variables of its environment. (Components that have no flags
+read theirs by `adapter.settings`.)"""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from adapter.errors import ConfigError
+from adapter.settings import as_log_level, as_port
 
 PULL_POLICIES = ("", "Always", "IfNotPresent", "Never")
 _YES, _NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off", ""})
@@ -17,12 +19,6 @@ def _switch(text: str) -> bool:
     if text.lower() in _YES | _NO:
         return text.lower() in _YES
     raise ValueError("true or false")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise ValueError("a port, 0 to 65535")
-    return int(text)
 
 
 def _policy(text: str) -> str:
@@ -35,12 +31,6 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
-def _level(text: str) -> str:
-    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ValueError("debug, info, warning or error")
-    return text
-
-
 def _setting(flag: str, variable: str, parse: Any, default: Any, doc: str) -> Any:
     return field(default=default, metadata={"flag": flag, "variable": variable, "parse": parse, "doc": doc})
 
@@ -50,8 +40,8 @@ class ProviderSettings:
     """Each field: a flag, a variable under it, its default, and what it says."""
 
     address: str = _setting("--listen", "GPUFN_LISTEN", str, "0.0.0.0", "address to listen on")  # noqa: S104  # a pod's
-    port: int = _setting("--port", "GPUFN_PORT", _port, 8080, "port of the gateway; 0 takes a free one")
-    status_port: int = _setting("--status-port", "GPUFN_STATUS_PORT", _port, 8081, "port of metrics and probes")
+    port: int = _setting("--port", "GPUFN_PORT", as_port, 8080, "port of the gateway; 0 takes a free one")
+    status_port: int = _setting("--status-port", "GPUFN_STATUS_PORT", as_port, 8081, "port of metrics and probes")
     state: str = _setting("--state", "GPUFN_HOME", str, "/var/run/gpufn", "folder of accepted asynchronous invocations")
     credentials: str = _setting(
         "--credentials", "secret_mount_path", str, "/var/run/secrets/gpufn.dev/auth",
@@ -78,7 +68,7 @@ class ProviderSettings:
     kubeconfig: str = _setting(
         "--kubeconfig", "", str, "", "of the cluster; without it as kubectl does, in a pod its service account"
     )
-    log_level: str = _setting("--log-level", "GPUFN_LOG_LEVEL", _level, "info", "debug, info, warning or error")
+    log_level: str = _setting("--log-level", "GPUFN_LOG_LEVEL", as_log_level, "info", "debug, info, warning or error")
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str], environ: Mapping[str, str]) -> ProviderSettings:

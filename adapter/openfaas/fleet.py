@@ -16,22 +16,21 @@ from dataclasses import dataclass, field, replace
 
 from adapter.errors import (
     AdapterError,
-    ConfigError,
-    Conflict,
     HandlerError,
-    NotFound,
     Overloaded,
     Timeout,
     Unavailable,
 )
 from adapter.hosts import Deployment, EventSink, Host, Replica, ReplicaState
+from adapter.hosts.background import Background
 from adapter.openfaas.activator import Waiters
-from adapter.openfaas.background import Background
 from adapter.openfaas.claims import Ask, Claims
 from adapter.openfaas.gpus import RETRY_AFTER_S, Gpus, Withdrawn
 from adapter.openfaas.members import Member, Slot
 from adapter.openfaas.rollout import Rollout
+from adapter.openfaas.setbacks import Setbacks, for_caller
 from adapter.openfaas.wire import shutting_down, unknown_function
+from adapter.policy.budget import SPENT_CODE, Budget, unbounded
 from adapter.policy.keep_alive import History, KeepAlive, Wake, keep_alive
 from adapter.policy.scaling import Park, ReplicaView, Start, decide, needed_replicas, next_deadline_s
 from adapter.records import Event, EventName, Rung, SkippedRung, StartRecord
@@ -39,11 +38,11 @@ from adapter.spec import FunctionSpec
 
 logger = logging.getLogger(__name__)
 
-BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""After failed starts in a row: no request wakes the function meanwhile."""
-
 STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
+
+SPENT_RETRY_S = 60.0
+"""Until the next try to start a revision that is to follow, where a cluster's webhook refuses it for a spent budget."""
 
 _TIMER_SLACK_S = 0.005
 """Timers may fire a little early; what is due then must be due."""
@@ -68,6 +67,8 @@ class Fleet:
     deployment: Deployment
     observer: Observer = field(default_factory=Observer)
     gpus: Gpus = field(default_factory=Gpus)
+    budget_of: Callable[[str, float], Budget] = unbounded
+    """Of a function (``name.namespace``) and its limit: see `adapter.ledger.held.HeldToday.budget`."""
     clock: Callable[[], float] = time.monotonic
     members: dict[str, Member] = field(default_factory=dict)
     snapshot: dict[str, object] = field(default_factory=dict)
@@ -80,9 +81,7 @@ class Fleet:
         self._pending = 0  # replicas that the host was asked for and has not given yet
         self._unwanted = 0  # how many of these are not wanted any more
         self._floor = 0  # replicas wanted beside what requests call for, until so many are asked for
-        self._failures = 0
-        self._failure: AdapterError | None = None
-        self._retry_at_s = 0.0
+        self._setbacks = Setbacks()
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
         self._claims = Claims(self.gpus, self._stop)
@@ -108,10 +107,14 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        """For people: ``preparing: …``, ``failed: …`` where nothing runs because of that, or empty."""
-        if self.rollout.status or self._failure is None or self._capable():
+        """For people: ``preparing: …``, ``failed: …``, ``waiting: …`` where nothing runs because of that, or empty."""
+        if self.rollout.status or self._capable():
             return self.rollout.status
-        return f"failed: {self._failure.message} {self._failure.why}".strip()
+        now_ns = time.time_ns()
+        if self._budget_refusal(now_ns) is not None:
+            return f"waiting: {self.budget.text(now_ns)}"
+        error = self._setbacks.error
+        return "" if error is None else f"failed: {error.message} {error.why}".strip()
 
     def _capable(self) -> int:
         return sum(m.takes_work for m in self.members.values())
@@ -121,6 +124,8 @@ class Fleet:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """A place in a replica for one request. Raises `Overloaded`, `Timeout`, `HandlerError`, `Unavailable`."""
+        if (spent := self._budget_refusal(time.time_ns())) is not None:
+            raise spent  # not heard of as traffic: who comes again and again would teach when not to rest
         self._enter()
         try:
             member = None if self._waiters else self._free_member()
@@ -166,11 +171,12 @@ class Fleet:
     def _refusal(self) -> AdapterError | None:
         """Why a request need not wait."""
         if self.rollout.broken is not None:
-            return _for_caller(self.rollout.broken, self.deployment)
+            return for_caller(self.rollout.broken, self.deployment)
         if self._closing is not None:
             return self._closing(self.deployment.key)
-        if self._failure is not None and self.clock() < self._retry_at_s and not self.desired:
-            return self._start_error()
+        now = self.clock()
+        if self._setbacks.error is not None and self._setbacks.holds(now) and not self.desired:
+            return self._setbacks.for_caller(self.deployment, now)
         spec = self.deployment.spec
         startable = max(0, spec.max_replicas - self._capable()) * spec.in_flight  # who waits for a start is no queue
         if len(self._waiters) >= spec.queue + startable:
@@ -256,9 +262,12 @@ class Fleet:
         spec = self.deployment.spec
         if self._floor > spec.min_replicas:
             spec = replace(spec, min_replicas=min(spec.max_replicas, self._floor))
+        held, wall_ns = self._setbacks.holds(now), time.time_ns()
+        spent_s = self.budget.opens_in_s(wall_ns)
         for action in decide(spec, self._views(), len(self._waiters), now, keep_alive_s=self.keep_alive.seconds):
             if isinstance(action, Start):
-                self._start_more(action.count, now)
+                if not held and not spent_s:
+                    self._start_more(action.count)
             elif isinstance(action, Park):
                 self.members[action.replica_id].replica.park()
             elif action.replica_id in self.members:
@@ -266,20 +275,24 @@ class Fleet:
             else:
                 self._unwanted += 1  # one of those that are not there yet
         if spec.gpus or self._claims.asks:
-            self._ask_for_gpus(spec, now)
-        if now >= self._retry_at_s:
+            self._ask_for_gpus(spec, held=held, spent=spent_s > 0)
+        if not held:
             self._floor = 0  # asked for
-        self._schedule(now)
+        if self._waiters and (refusal := self._budget_refusal(wall_ns)) is not None:
+            self._waiters.fail(lambda: for_caller(refusal, self.deployment))
+        self._schedule(now, spent_s)
 
     def _views(self) -> list[ReplicaView]:
         pending = [ReplicaView(f"pending-{n}", "starting", 0, None) for n in range(self._pending - self._unwanted)]
         return pending + [m.view() for m in self.members.values() if m.outdated or not m.upcoming]
 
-    def _schedule(self, now: float) -> None:
+    def _schedule(self, now: float, spent_s: float) -> None:
         keep_alive_s = self.keep_alive.seconds
         deadlines = [next_deadline_s(self.deployment.spec, self._views(), now, keep_alive_s=keep_alive_s)]
-        if self._retry_at_s > now and (self._waiters or self._floor or self.deployment.spec.min_replicas):
-            deadlines.append(self._retry_at_s)
+        if self._setbacks.holds(now) and (self._waiters or self._floor or self.deployment.spec.min_replicas):
+            deadlines.append(self._setbacks.retry_at_s)
+        if spent_s and self.deployment.spec.min_replicas:
+            deadlines.append(now + spent_s)
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
             self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
@@ -289,9 +302,7 @@ class Fleet:
         habits, current_s = self._history.habits(self.clock()), self.keep_alive.seconds
         self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s)
 
-    def _start_more(self, count: int, now: float) -> None:
-        if now < self._retry_at_s:
-            return
+    def _start_more(self, count: int) -> None:
         for _ in range(count):
             self._pending += 1
             self._run_start(self.deployment, firm=self._floor > 0)
@@ -333,16 +344,16 @@ class Fleet:
         if self._closing is not None:
             self._stop(member, "closing")
 
-    def _ask_for_gpus(self, spec: FunctionSpec, now: float) -> None:
+    def _ask_for_gpus(self, spec: FunctionSpec, *, held: bool, spent: bool) -> None:
         """Wake as many parked replicas as are needed, and withdraw what is asked above that."""
         able = [m for m in self.members.values() if m.takes_work]
         needed = needed_replicas(spec, len(self._waiters) + sum(m.in_flight for m in able))
         reach = sum(not m.asleep for m in able) + self._pending - self._unwanted + self._claims.waking
         self._claims.withdraw(reach - needed, self.rollout.wants)
-        if now < self._retry_at_s:
+        if held:
             return
         for member in self._claims.sleepers(self.members.values()):
-            if reach < needed or member.in_flight:
+            if member.in_flight or (reach < needed and not spent):
                 reach += 1
                 self._background.run(self._wake(member, self._claims.for_wake(member)))
 
@@ -369,6 +380,18 @@ class Fleet:
         logger.info("stopping a replica", extra={"fields": {"replica": member.replica.id, "reason": reason}})
         self.observer.changed(self, member)
         self._background.run(member.replica.stop(STOP_GRACE_S))
+
+    # Its budget: spent, nothing is started or woken but for a request that a replica has, or for a rollout ------
+
+    @property
+    def budget(self) -> Budget:
+        """As far as is known what it held."""
+        return self.budget_of(self.deployment.key, self.deployment.spec.budget_gpu_s)
+
+    def _budget_refusal(self, now_ns: int) -> AdapterError | None:
+        """Why nobody will have a replica; None where one runs, or may."""
+        runs = self._pending or self._claims.waking or any(m.takes_work and not m.asleep for m in self.members.values())
+        return None if runs else self.budget.refusal(now_ns)
 
     # Events -------------------------------------------------------------------------------------
 
@@ -422,7 +445,7 @@ class Fleet:
         member.awake.set()
         if not member.in_flight:
             member.idle_since_s = self.clock()
-        self._failures, self._failure = 0, None
+        self._setbacks.served()
         if member.upcoming and not member.outdated:
             self._switch()
 
@@ -477,21 +500,24 @@ class Fleet:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
         fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
         logger.warning("a start failed", extra={"fields": fields})
+        if error.code == SPENT_CODE and self._may_follow(deployment):
+            asyncio.get_running_loop().call_later(SPENT_RETRY_S, self._start_next, deployment)
+            return
         if self.rollout.fail(deployment, error):
             return
-        self._failures += 1
-        if error.code == "replica-died" and self._failures == 1:
-            return  # killed from outside, most likely: once more, at once
-        self._failure = error
-        self._retry_at_s = self.clock() + BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
+        if not self._setbacks.add(error, self.clock()):
+            return
         self._floor = 0
         if not any(m.takes_work and m.lives and not m.asleep for m in self.members.values()):
-            self._waiters.fail(self._start_error)
+            self._waiters.fail(lambda: self._setbacks.for_caller(self.deployment, self.clock()))
 
-    def _start_error(self) -> AdapterError:
-        assert self._failure is not None
-        wait_s = max(0.0, self._retry_at_s - self.clock())
-        return _for_caller(self._failure, self.deployment, retry_after_s=wait_s)
+    def _start_next(self, deployment: Deployment) -> None:
+        if self._closing is None and self._may_follow(deployment):
+            self._run_start(deployment, firm=True, upcoming=True)
+
+    def _may_follow(self, deployment: Deployment) -> bool:
+        """Whether it is the revision that takes over from one that still runs."""
+        return self.rollout.wants(deployment) and deployment is not self.deployment and self._capable() > 0
 
     # Replicas of another life -------------------------------------------------------------------
 
@@ -532,9 +558,9 @@ class Fleet:
             return
         if problem is not None:
             if self.rollout.broken is not None:
-                self._waiters.fail(lambda: _for_caller(problem, deployment))
+                self._waiters.fail(lambda: for_caller(problem, deployment))
             return
-        self._failures, self._failure, self._retry_at_s = 0, None, 0.0
+        self._setbacks.forget()
         if self.rollout.is_ready and initial and self._capable():
             self._run_start(deployment, firm=True, upcoming=True)
             return
@@ -553,10 +579,14 @@ class Fleet:
             member.outdated = member.outdated or not self.rollout.wants(member.replica.deployment)
 
     def scale(self, replicas: int) -> None:
-        """What `scale-function` asks, within the spec's bounds: more at once, fewer as they finish their requests."""
+        """What `scale-function` asks, within the spec's bounds: more at once, fewer as they finish their requests.
+
+        Raises `Overloaded` for more than the budget has."""
         spec = self.deployment.spec
         replicas = max(spec.min_replicas, min(replicas, spec.max_replicas))
         surplus = self.desired - self._unwanted - replicas
+        if surplus < 0 and (spent := self.budget.refusal(time.time_ns())) is not None:
+            raise spent
         idle_first = sorted((m for m in self.members.values() if m.takes_work), key=lambda m: m.in_flight)
         for member in idle_first[: max(0, surplus)]:
             member.outdated = True
@@ -564,7 +594,7 @@ class Fleet:
         self._floor = replicas if surplus < 0 else 0
         if surplus > 0:
             self._claims.loosen()
-        self._retry_at_s = 0.0
+        self._setbacks.retry()
         self.evaluate()
 
     async def leave(self, limit_s: float) -> None:
@@ -596,21 +626,6 @@ class Fleet:
         for member in self.members.values():
             self._stop(member, "closing")
         await self._background.join()
-
-
-def _for_caller(error: AdapterError, deployment: Deployment, *, retry_after_s: float | None = None) -> AdapterError:
-    """A copy for one caller, whose request is not at fault, and whom names of secrets, files and settings do not
-    concern: what the deployer has to mend is a 503 that says so."""
-    wait_s = error.retry_after_s if retry_after_s is None else retry_after_s
-    if isinstance(error, ConfigError | Conflict | NotFound):
-        hint = f"Whoever deployed it sees why: faas-cli describe {deployment.name}"
-        message = f"{deployment.key} cannot be started."
-        return HandlerError(message, hint=hint, code=error.code, retry_after_s=wait_s)
-    return type(error)(error.message, why=error.why, hint=error.hint, code=error.code, retry_after_s=wait_s)
-
-
-def _text(error: AdapterError) -> str:
-    return f"{error.message} {error.why}".strip()
 
 
 def _as_adapter_error(error: Exception) -> AdapterError:

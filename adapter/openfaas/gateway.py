@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, HandlerError, NotFound
 from adapter.hosts import Deployment, EventSink, Host, Inventory, Replica, Terms
+from adapter.hosts.background import Background
 from adapter.openfaas import wire
-from adapter.openfaas.background import Background
+from adapter.openfaas.budgets import FIRST_LOOK_LIMIT_S, Budgets
 from adapter.openfaas.callbacks import ANYWHERE, Callbacks
 from adapter.openfaas.catalog import Catalog, Entry, ImageFacts
 from adapter.openfaas.fleet import Fleet, Observer
@@ -79,6 +81,7 @@ class Gateway(Observer):
         self._config_of = config_of
         self._look = look
         self._recorder = recorder
+        self.budgets = Budgets(self.fleets, recorder.held)
         self._background = Background()
 
     def start(self) -> None:
@@ -89,6 +92,7 @@ class Gateway(Observer):
         self.catalog.listen(self)
         self.host.adopt(self)
         self.queue.start()
+        self._background.run(self.budgets.watch())
 
     async def close(self) -> None:
         """Drain: the queue's rest stays on the disk, running requests finish, replicas end where they do not outlive us."""
@@ -218,7 +222,7 @@ class Gateway(Observer):
         """The function's, which knows of the deployment from now on."""
         fleet = self.fleets.get(deployment.key)
         if fleet is None:
-            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus)
+            fleet = self.fleets[deployment.key] = Fleet(self.host, deployment, self, self.gpus, self.budgets.of)
             self.host.adopt(self, deployment.key)
         else:
             fleet.update(deployment)
@@ -229,6 +233,9 @@ class Gateway(Observer):
         began = time.monotonic()
         try:
             await self.host.prepare(deployment)
+            if deployment.spec.budget_gpu_s:  # an earlier life may have spent it
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.budgets.look(), FIRST_LOOK_LIMIT_S)
         except AdapterError as error:
             problem = error
         except Exception as error:  # boundary: whatever it was, nobody may wait for this function for ever

@@ -28,11 +28,12 @@ import aiohttp
 from multidict import CIMultiDict
 
 from adapter.errors import AdapterError, ConfigError, Overloaded, StorageError
+from adapter.hosts.background import Background
 from adapter.keys import CALL_ID_HEADER, CALLBACK_HEADER, DURATION_HEADER
-from adapter.openfaas.background import Background
 from adapter.openfaas.callbacks import ANYWHERE, Callbacks, Resolver
 from adapter.openfaas.invocation import Invocation
 from adapter.openfaas.proxy import error_status
+from adapter.policy.budget import SPENT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ LANE_LIMIT = 10_000
 RETRY_S = (1.0, 2.0, 5.0, 15.0)
 """Between attempts: of an invocation that found no room, of a callback that was not taken, and (the last one
 again and again) of what the disk refuses."""
+
+BUDGET_RETRY_S = 60.0
+"""Between attempts while a budget is spent, none of which counts: its day ends, or somebody raises it."""
 
 _RETRIED_STATUSES = frozenset({429, 503})
 _CALLBACK_LIMIT_S = 10.0
@@ -168,7 +172,7 @@ class Queue:
         """The function's answer; where there was no room, it is asked again."""
         for wait_s in (*RETRY_S, None):
             try:
-                answer = await self._call(function, invocation)
+                answer = await self._affordable(function, invocation)
                 after_s: float | None = _seconds(answer[1].get("Retry-After"))
             except AdapterError as error:
                 kind = CIMultiDict({"Content-Type": "application/json"})
@@ -178,6 +182,16 @@ class Queue:
                 return answer
             await asyncio.sleep(max(wait_s, after_s or 0))
         raise AssertionError("unreachable")
+
+    async def _affordable(self, function: str, invocation: Invocation) -> Answer:
+        """What the call gives or raises, once the function's budget is open."""
+        while True:
+            try:
+                return await self._call(function, invocation)
+            except AdapterError as error:
+                if error.code != SPENT_CODE:
+                    raise
+                await asyncio.sleep(min(BUDGET_RETRY_S, error.retry_after_s or 0))
 
     async def _deliver(self, url: str, headers: CIMultiDict[str], body: bytes) -> None:
         problem = ""

@@ -1,7 +1,7 @@
 """Who keeps leases and start records: a ledger of this machine, or nobody beyond what is shown.
 
 A `LedgerRecorder` writes beside the event loop: no request waits for its disk. On a cluster, agents write leases from
-what kubelets say and start records from what replicas log; a `RecentStarts` only remembers the last ones.
+what kubelets say and start records from what replicas log; a `RecentStarts` only remembers the last ones, and reads.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
 from adapter.errors import LedgerError
+from adapter.ledger.held import Ask
 from adapter.ledger.store import Ledger
 from adapter.openfaas.members import Member
+from adapter.policy.budget import held_gpu_s
 from adapter.policy.leases import CPU_DEVICE, Holder, LeaseTracker
 from adapter.records import LeaseInterval, LeasePhase, StartRecord
 
@@ -49,13 +52,18 @@ class Recorder(Protocol):
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
         """Of one function, or of all; the latest first."""
 
+    async def held(self, start_ns: int, end_ns: int) -> Mapping[str, float]:
+        """GPU-seconds held in ``[start_ns, end_ns)`` up to now by ``name.namespace``. Raises `AdapterError` where that
+        cannot be found out now."""
+
     async def close(self) -> None: ...
 
 
 class RecentStarts:
-    """See `Recorder`. The last starts of this life."""
+    """See `Recorder`. The last starts of this life; `held` asks the cluster's ledger, which agents write."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Ask) -> None:
+        self._held = held
         self._records: deque[StartRecord] = deque(maxlen=_RECENT)
 
     def start(self) -> None:
@@ -73,6 +81,9 @@ class RecentStarts:
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
         found = (r for r in self._records if function in (None, r.function) and namespace in (None, r.namespace))
         return list(islice(found, limit))
+
+    async def held(self, start_ns: int, end_ns: int) -> Mapping[str, float]:
+        return await self._held(start_ns, end_ns)
 
     async def close(self) -> None:
         """Nothing is left to write."""
@@ -104,6 +115,12 @@ class LedgerRecorder:
     async def starts(self, function: str | None, namespace: str | None, limit: int) -> list[StartRecord]:
         await self.flush()
         return await asyncio.to_thread(self._ledger.starts, function, namespace, limit)
+
+    async def held(self, start_ns: int, end_ns: int) -> Mapping[str, float]:
+        await self.flush()
+        told = await asyncio.to_thread(self._ledger.summary, start_ns, end_ns)
+        untold = self._leases.untold(time.monotonic_ns())  # what is told meanwhile the next look will find
+        return held_gpu_s([*told, *untold], start_ns, end_ns)
 
     async def flush(self) -> None:
         """Wait, for a moment at most, until what was reported so far can be read."""

@@ -11,7 +11,7 @@ exact, and only the order within that time is lost.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from adapter.records import LeaseInterval, LeasePhase
 
@@ -101,6 +101,15 @@ class LeaseTracker:
         for lease in self._open.values():
             lease.move_to(lease.phase, now_ns)
             intervals += self._tell(lease)
+        return intervals
+
+    def untold(self, now_ns: int) -> list[LeaseInterval]:
+        """What no interval tells yet, up to now: to look at, another call tells it."""
+        intervals = []
+        for lease in self._open.values():
+            copy = replace(lease, spent_ns=dict(lease.spent_ns))
+            copy.move_to(copy.phase, now_ns)
+            intervals += self._tell(copy)
         return intervals
 
     def end(self, replica: str, now_ns: int) -> list[LeaseInterval]:

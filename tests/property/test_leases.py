@@ -132,6 +132,18 @@ def test_a_busy_replica_has_few_rows_and_exact_sums(steps):
     assert {i.phase: i.ended_at_ns - i.started_at_ns for i in (running, idle)} == spent
 
 
+@given(st.lists(st.tuples(st.sampled_from(list(LeasePhase)), st.integers(0, 10**6)), min_size=1, max_size=50))
+def test_what_is_looked_at_untold_is_what_will_be_told_and_changes_nothing(steps):
+    tracker, now_ns = LeaseTracker(WALL_NS, MONOTONIC_NS), MONOTONIC_NS
+    for phase, step_ns in steps:
+        tracker.observe(holder(0), phase, now_ns)
+        now_ns += step_ns
+        looked = tracker.untold(now_ns)
+        assert looked == tracker.untold(now_ns)
+    assert looked == tracker.heartbeat(now_ns)
+    assert tracker.untold(now_ns) == []
+
+
 def test_other_phases_stand_where_they_were():
     tracker = LeaseTracker(0, 0)
     seen = [

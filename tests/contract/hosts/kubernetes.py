@@ -20,7 +20,7 @@ from adapter.errors import AdapterError, ConfigError, NotFound
 from adapter.hosts import Deployment, ReplicaState, Terms
 from adapter.hosts.kubernetes import Facts, KubernetesHost
 from adapter.hosts.kubernetes_pods import MANAGED_BY, record_name
-from adapter.openfaas.cluster_catalog import record_of
+from adapter.openfaas.cluster_records import record_of
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment
 from adapter.records import EventName

@@ -235,13 +235,15 @@ def test_a_deploy_asks_the_registry_once_what_a_tag_is_and_a_start_up_does_not(t
     run(scenario())
 
 
-def test_the_origin_of_an_image_is_of_its_own_repository(tmp_path, fake):
+@pytest.mark.parametrize("suffix", [":1", "@sha256:2", ":1@sha256:2"])
+def test_the_origin_of_an_image_is_of_its_own_repository(tmp_path, fake, suffix):
     origins = ("reg.example/team/embed@sha256:1", "reg.example/team/embed2@sha256:2")
-    fake.images["reg.example/team/embed2:1"] = FakeImage(labels=OURS, origins=origins)
+    image = f"reg.example/team/embed2{suffix}"
+    fake.images[image] = FakeImage(labels=OURS, origins=origins)
 
     async def scenario():
         async with opened(tmp_path / "s", fake.path, "none") as host:
-            await host.look("reg.example/team/embed2:1", False)
-            assert host.origin("reg.example/team/embed2:1") == "reg.example/team/embed2@sha256:2"
+            await host.look(image, False)
+            assert host.origin(image) == "reg.example/team/embed2@sha256:2"
 
     run(scenario())

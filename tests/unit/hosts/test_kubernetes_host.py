@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapter.errors import ConfigError, GpuError, Timeout, Unavailable
+from adapter.errors import ConfigError, GpuError, Overloaded, Timeout, Unavailable
 from adapter.hosts import ReplicaState
 from adapter.records import Event, EventName
 from tests.contract.hosts.kubernetes import HANDLERS, Keeper, KubernetesHostContract, opened, run
@@ -169,6 +169,19 @@ def test_a_webhook_of_others_that_knows_no_dry_run_hinders_no_deploy(kube):
         async with opened(kube) as place:
             kube.fake.next(status(400, "BadRequest", 'admission webhook "x" does not support dry run'))
             await place.host.check(place.function())
+
+    run(scenario())
+
+
+def test_a_pod_that_the_webhook_refuses_for_a_spent_budget_says_so(kube):
+    async def scenario():
+        async with opened(kube) as place:
+            said = 'admission webhook "pods.gpufn.dev" denied the request: ✗ The budget of fn.ns is spent.  [budget-spent]\n  It held 2 of 1.'
+            kube.fake.next(status(403, "Forbidden", said), lambda request: request.method == "POST")
+            with pytest.raises(Overloaded) as refused:
+                await place.host.start(place.function(), Listener())
+            assert (refused.value.code, refused.value.http_status) == ("budget-spent", 429)
+            assert refused.value.why.endswith("The budget of fn.ns is spent. [budget-spent] It held 2 of 1.")
 
     run(scenario())
 

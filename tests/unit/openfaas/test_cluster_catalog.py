@@ -13,7 +13,8 @@ from adapter.cluster.resources import CONFIG_MAPS, NAMESPACES, SECRETS
 from adapter.errors import ConfigError, Conflict, NotFound, Unavailable
 from adapter.hosts import Deployment
 from adapter.openfaas.catalog import ImageFacts
-from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership, read_record, record_of
+from adapter.openfaas.cluster_catalog import ClusterCatalog, Membership
+from adapter.openfaas.cluster_records import read_record, record_of
 from adapter.openfaas.cluster_secrets import ClusterSecrets
 from adapter.openfaas.wire import FunctionDeployment
 from adapter.spec import parse_spec
@@ -216,6 +217,102 @@ def test_late_news_of_a_function_that_was_removed_and_deployed_anew_is_no_news()
             await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
             assert place.catalog.get("fn.openfaas-fn") == entry
             assert ("fn.openfaas-fn", "removed") not in place.told.news
+
+    run(scenario())
+
+
+def test_a_function_that_others_removed_and_made_anew_in_one_glance_is_another_one():
+    async def scenario():
+        async with opened() as place:
+            for _ in range(3):
+                await place.catalog.put(FN, "")
+            uid = place.catalog.uid("fn.openfaas-fn")
+            place.fake.silent.set()
+            await place.fake.remove(PATH)
+            await place.fake.put(PATH, record_of(FN, 1, None) | _created())
+            place.fake.compact()  # what happened in between is not told any more
+            place.fake.silent.clear()
+            place.fake.cut_watches()
+            await until(lambda: place.told.news == [("fn.openfaas-fn", "removed"), ("fn.openfaas-fn", 1)])
+            assert place.catalog.uid("fn.openfaas-fn") not in ("", uid)
+            assert place.catalog.get("fn.openfaas-fn").revision == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_function_that_others_removed_is_told_as_such_before_its_next_deploy(made_anew):
+    async def scenario():
+        async with opened() as place:
+            for _ in range(3):
+                await place.catalog.put(FN, "")
+            place.fake.silent.set()
+            await place.fake.remove(PATH)
+            if made_anew:
+                await place.fake.put(PATH, record_of(FN, 1, None) | _created())
+            entry = await place.catalog.put(FN, "")
+            assert entry.revision == 1 + made_anew
+            assert place.told.news == [("fn.openfaas-fn", "removed")]
+            place.fake.silent.clear()
+            await place.fake.put(_path("last"), record_of(FunctionDeployment("last", "x"), 1, None) | _created("last"))
+            await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
+            assert place.told.news == [("fn.openfaas-fn", "removed"), ("last.openfaas-fn", 1)]
+            assert place.catalog.get("fn.openfaas-fn") == entry
+
+    run(scenario())
+
+
+def test_news_from_before_a_deploy_of_ours_is_no_news():
+    """Removed, made and removed by others, then made by us: the watch tells of the one in between last."""
+
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            place.fake.silent.set()
+            await place.fake.remove(PATH)
+            await place.fake.put(PATH, record_of(FN, 9, None) | _created())
+            await place.fake.remove(PATH)
+            entry = await place.catalog.put(FN, "")
+            place.fake.silent.clear()
+            await place.fake.put(_path("last"), record_of(FunctionDeployment("last", "x"), 1, None) | _created("last"))
+            await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
+            assert place.told.news == [("fn.openfaas-fn", "removed"), ("last.openfaas-fn", 1)]
+            assert place.catalog.get("fn.openfaas-fn") == entry
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("name", ["backup-of-fn", "function-other"])
+def test_a_copy_of_a_record_under_another_name_does_not_take_its_place(name):
+    async def scenario():
+        async with opened() as place:
+            entry = await place.catalog.put(FN, "")
+            copy = record_of(FN, 7, None) | _created()
+            copy["metadata"]["name"] = name
+            await place.fake.put(CONFIG_MAPS.path(NAMESPACE, name), copy)
+            await place.fake.put(_path("last"), record_of(FunctionDeployment("last", "x"), 1, None) | _created("last"))
+            await until(lambda: ("last.openfaas-fn", 1) in place.told.news)
+            assert place.told.news == [("last.openfaas-fn", 1)]
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert [e.deployment.service for e in place.catalog.functions()] == ["fn", "last"]
+            await place.fake.remove(CONFIG_MAPS.path(NAMESPACE, name))
+            await place.fake.remove(_path("last"))
+            await until(lambda: place.told.news[-1] == ("last.openfaas-fn", "removed"))
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert (await place.catalog.put(FN, "")).revision == 2
+
+    run(scenario())
+
+
+def test_a_config_map_of_somebody_else_is_not_written_over():
+    async def scenario():
+        async with opened() as place:
+            await place.fake.put(PATH, {"data": {"theirs": "1"}})
+            with pytest.raises(Conflict, match="somebody else's") as error:
+                await place.catalog.put(FN, "")
+            assert "function-fn" in error.value.message
+            assert place.fake.objects[PATH]["data"] == {"theirs": "1"}
+            assert place.catalog.functions() == []
 
     run(scenario())
 

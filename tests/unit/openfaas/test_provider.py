@@ -94,3 +94,32 @@ def test_a_namespace_without_rights_hinders_none_but_its_own_functions(tmp_path,
 
     with in_this_process(tmp_path, HANDLERS) as cluster:
         run(scenario(cluster))
+
+
+def test_a_deploy_after_others_removed_the_function_is_what_runs(tmp_path, state_dir):
+    async def scenario(cluster):
+        async with cluster.running(), providing(cluster, state_dir) as provider:
+            for greeting in ("one", "two", "three"):
+                await provider.deploy("fn", envVars={"GREETING": greeting})
+            assert await provider.call("fn") == (200, "three hi")
+            cluster.fake.silent.set()  # the watch has not told yet
+            await cluster.fake.remove(f"/api/v1/namespaces/{cluster.namespace}/configmaps/function-fn")
+            await provider.deploy("fn", envVars={"GREETING": "anew"})
+            cluster.fake.silent.clear()
+            assert await provider.call("fn") == (200, "anew hi")
+            await provider.remove("fn")
+
+    with in_this_process(tmp_path, HANDLERS) as cluster:
+        run(scenario(cluster))
+
+
+def test_where_no_ledger_answers_a_budget_refuses_nobody(tmp_path, state_dir, caplog):
+    async def scenario(cluster):
+        async with cluster.running(), providing(cluster, state_dir) as provider:
+            await provider.deploy("fn", annotations={"gpufn.dev/budget": "1"})
+            assert await provider.call("fn") == (200, " hi")
+            assert "the ledger does not tell what was held: budgets stop nobody" in caplog.messages
+            await provider.remove("fn")
+
+    with in_this_process(tmp_path, HANDLERS) as cluster:
+        run(scenario(cluster))

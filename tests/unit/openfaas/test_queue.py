@@ -113,6 +113,24 @@ def test_what_found_no_room_is_tried_again_and_what_failed_is_told(state_dir):
     run(scenario())
 
 
+def test_what_no_budget_is_left_for_waits_for_the_day_to_end_however_often_it_is_refused(state_dir, monkeypatch):
+    monkeypatch.setattr(module, "BUDGET_RETRY_S", 0.0)
+    refusals = [Overloaded("spent", code="budget-spent", retry_after_s=3600)] * 50
+
+    async def scenario():
+        async def call(*_):
+            if refusals:
+                raise refusals.pop()
+            return 200, CIMultiDict(), b"at last"
+
+        async with callbacks() as (got, url), queue_of(state_dir, call) as queue:
+            await queue.put("fn.ns", invocation(**{"X-Callback-Url": url}))
+            await until(lambda: got)
+            assert got[0][1] == b"at last"
+
+    run(scenario())
+
+
 def test_a_slow_function_holds_up_no_other(state_dir):
     async def scenario():
         go, running, done = asyncio.Event(), [], []
@@ -328,6 +346,9 @@ def why_not_taken(caplog) -> str:
         "[::1%1]",
         "127.1",
         "2130706433",
+        "[fd00:ec2::254]",
+        "[FD20:CE:0::254]",
+        "100.100.100.200",
     ],
 )
 def test_where_it_is_guarded_an_address_of_this_machine_or_its_link_is_refused(state_dir, host):

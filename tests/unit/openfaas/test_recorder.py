@@ -1,4 +1,5 @@
 import asyncio
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -33,6 +34,9 @@ class FakeLedger:
             self.failures -= 1
             raise LedgerError("no")
         self.intervals += list(intervals)
+
+    def summary(self, start_ns, end_ns):
+        return [i for i in self.intervals if i.ended_at_ns > start_ns and i.started_at_ns < end_ns]
 
     def close(self):
         self.is_closed = True
@@ -144,3 +148,21 @@ def test_a_broken_ledger_does_not_keep_the_gateway_running(monkeypatch):
         await asyncio.sleep(0)
 
     recorded(FakeLedger(failures=10**9), work)
+
+
+def test_what_is_held_now_counts_though_no_row_tells_it_yet():
+    ledger = FakeLedger()
+
+    async def work(recorder):
+        one, two, began_ns = member(gpu="1"), member(gpu="1"), time.monotonic_ns()
+        two.replica.id = "fn-2"
+        for each in (one, two):
+            each.grant = Grant(Want("fn.ns", 1), devices=(GPU,), is_held=True)
+            recorder.observe(each)
+        recorder.ended(one)
+        held = await recorder.held(0, 2**62)
+        assert [interval.replica for interval in ledger.intervals] == ["fn-1"]
+        told_s = (ledger.intervals[0].ended_at_ns - ledger.intervals[0].started_at_ns) / 1e9
+        assert told_s < held["fn.ns"] <= 2 * (time.monotonic_ns() - began_ns) / 1e9
+
+    recorded(ledger, work)

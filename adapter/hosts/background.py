@@ -11,10 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 class Background:
-    """A set of running tasks with one owner."""
+    """A set of running tasks with one owner, whom the log names by `fields`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **fields: str) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._fields = fields
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -24,10 +25,11 @@ class Background:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("work in the background failed", exc_info=error)
+            logger.error("work in the background failed", exc_info=error, extra={"fields": self._fields})
 
     def cancel(self) -> None:
-        for task in self._tasks:
+        """All but the one that asks."""
+        for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
 
     async def join(self) -> None:
