@@ -221,6 +221,6 @@ def _held(found: policy.KeepAlive, idle_s: float | None, reach: float) -> tuple[
         return False, None
     spans = [(0.0, found.seconds)] if found.seconds > reach else []
     if found.prewarm is not None:
-        spans.append((found.prewarm.after_s, found.prewarm.after_s + found.prewarm.for_s))
+        spans.append((found.prewarm.after_s, found.prewarm.until_s))
     later = [edge - idle_s for span in spans for edge in span if edge > idle_s]
     return any(begin <= idle_s < end for begin, end in spans), min(later, default=None)

@@ -60,6 +60,12 @@ class Claims:
         self.asks[grant] = ask = Ask(grant, deployment, firm=firm)
         return ask
 
+    def may_guess(self, deployment: Deployment) -> bool:
+        """Whether a replica may be made ready before anybody asks for it. Where another scheduler gives GPUs away, what
+        is left of them is not known here."""
+        spec = deployment.spec
+        return not spec.gpus or (self._gpus.is_ours and self._gpus.is_spare(Want.of(deployment.key, spec)))
+
     def for_wake(self, member: Member) -> Ask:
         """An ask for a parked replica, to be `granted`."""
         assert member.grant is not None

@@ -260,8 +260,8 @@ class Fleet:
             self._switch()
         now = self.clock()
         spec = self.deployment.spec
-        if self._floor > spec.min_replicas:
-            spec = replace(spec, min_replicas=min(spec.max_replicas, self._floor))
+        if (floor := max(self._floor, self._expected(now))) > spec.min_replicas:
+            spec = replace(spec, min_replicas=min(spec.max_replicas, floor))
         held, wall_ns = self._setbacks.holds(now), time.time_ns()
         spent_s = self.budget.opens_in_s(wall_ns)
         for action in decide(spec, self._views(), len(self._waiters), now, keep_alive_s=self.keep_alive.seconds):
@@ -293,6 +293,7 @@ class Fleet:
             deadlines.append(self._setbacks.retry_at_s)
         if spent_s and self.deployment.spec.min_replicas:
             deadlines.append(now + spent_s)
+        deadlines += [instant for instant in self._expectation() if instant > now]
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
             self._timer = asyncio.get_running_loop().call_later(soonest - now + _TIMER_SLACK_S, self.evaluate)
@@ -300,7 +301,22 @@ class Fleet:
     def _choose_keep_alive(self) -> None:
         """Whenever there is something new to choose by."""
         habits, current_s = self._history.habits(self.clock()), self.keep_alive.seconds
-        self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s)
+        self.keep_alive = keep_alive(self.deployment.spec, habits, current_s=current_s, may_prewarm=True)
+
+    def _expectation(self) -> tuple[float, ...]:
+        """From when until when a caller is expected, so that a replica should be ready; empty where none is."""
+        idle_since_s, prewarm = self._history.idle_since_s, self.keep_alive.prewarm
+        if idle_since_s is None or prewarm is None:
+            return ()
+        return idle_since_s + prewarm.after_s, idle_since_s + prewarm.until_s
+
+    def _expected(self, now: float) -> int:
+        """How many replicas should be ready for callers who have not come yet."""
+        expectation = self._expectation()
+        if not expectation or not expectation[0] <= now < expectation[1]:
+            return 0
+        awake = self._pending or any(m.takes_work and not m.asleep for m in self.members.values())
+        return int(bool(awake) or self._claims.may_guess(self.deployment))
 
     def _start_more(self, count: int) -> None:
         for _ in range(count):

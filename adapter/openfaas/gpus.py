@@ -30,6 +30,7 @@ from adapter.policy.grants import (
     decide,
     describe,
     free_bytes,
+    is_spare,
 )
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,10 @@ class Gpus:
             timer.cancel()
             self._forget(grant)
             self.changed()
+
+    def is_spare(self, want: Want) -> bool:
+        """Whether it could be given to a guess: nobody waits, nobody must make room, and it is not the last one."""
+        return not self._queue and is_spare(self.inventory.devices, self._claims().values(), want)
 
     def withdraw(self, grant: Grant) -> None:
         """Who waits for it need not any more."""

@@ -148,8 +148,7 @@ Decision: TypeAlias = Granted | Evict | Wait | Refused
 def decide(devices: Iterable[Device], claims: Iterable[Claim], want: Want, kept: Collection[str] = ()) -> Decision:
     """What to do about `want` now. Deterministic: no order of the arguments matters.
 
-    `kept` are devices (UUIDs) that it may not have, because somebody waits for them. (Who prewarms will keep
-    the last free one, so that no guess takes it from a request.)
+    `kept` are devices (UUIDs) that it may not have, because somebody waits for them.
     """
     devices, claims = sorted(devices, key=lambda d: d.uuid), sorted(claims, key=lambda c: c.replica)
     fitting = _fitting(devices, want)
@@ -157,6 +156,17 @@ def decide(devices: Iterable[Device], claims: Iterable[Claim], want: Want, kept:
         return fitting
     place = _Place(want, claims, [[d for d in group if d.uuid not in kept] for group in fitting])
     return place.grant() or place.evict() or place.wait(describe(_flat(fitting), claims))
+
+
+def is_spare(devices: Iterable[Device], claims: Iterable[Claim], want: Want) -> bool:
+    """Whether `want` could be granted now, and the same once more after it: no guess takes the last one from a request."""
+    devices, claims = list(devices), list(claims)
+    first = decide(devices, claims, want)
+    if not isinstance(first, Granted):
+        return False
+    each = want.bytes_of(first.devices[0])
+    taken = Claim(want.function, want.function, tuple(d.uuid for d in first.devices), each, ClaimState.STARTING)
+    return isinstance(decide(devices, [*claims, taken], want), Granted)
 
 
 def free_bytes(device: Device, claims: Iterable[Claim]) -> int:

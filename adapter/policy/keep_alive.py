@@ -115,6 +115,10 @@ class Prewarm:
     after_s: float
     for_s: float
 
+    @property
+    def until_s(self) -> float:
+        return self.after_s + self.for_s
+
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
@@ -126,7 +130,10 @@ class KeepAlive:
     prewarm: Prewarm | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "basis": self.basis.value, "reason": self.reason}
+        said: dict[str, Any] = {"seconds": self.seconds, "basis": self.basis.value, "reason": self.reason}
+        if self.prewarm is not None:
+            said["prewarm"] = {"after_s": self.prewarm.after_s, "for_s": self.prewarm.for_s}
+        return said
 
 
 def keep_alive(
@@ -320,15 +327,16 @@ class History:
     parks: bool = False
     _gaps: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_GAPS_KEPT))
     _wakes: deque[Wake] = field(default_factory=lambda: deque(maxlen=_WAKES_KEPT))
-    _idle_since_s: float | None = None
+    idle_since_s: float | None = None
+    """When its last request ended; None while it has some, and before the first."""
 
     def idle(self, now_s: float) -> None:
         """Its last request has ended."""
-        self._idle_since_s = now_s
+        self.idle_since_s = now_s
 
     def busy(self, now_s: float) -> bool:
         """A request came; returns whether that taught something."""
-        since_s, self._idle_since_s = self._idle_since_s, None
+        since_s, self.idle_since_s = self.idle_since_s, None
         if since_s is None or now_s - since_s <= LEAST_S:
             return False
         self._gaps.append((now_s, now_s - since_s))

@@ -1,6 +1,6 @@
 import pytest
 
-from adapter.policy.grants import Claim, ClaimState, Device, Evict, Granted, Refused, Wait, Want, decide
+from adapter.policy.grants import Claim, ClaimState, Device, Evict, Granted, Refused, Wait, Want, decide, is_spare
 from adapter.spec import parse_spec
 
 GI = 2**30
@@ -150,3 +150,27 @@ def test_who_waits_has_the_device_kept_where_the_least_is_in_the_way():
 def test_a_spec_becomes_a_want():
     spec = parse_spec({"gpu": {"count": 0.5, "memory": "10Gi", "models": ["h100"]}}, {})
     assert Want.of("f.ns", spec) == Want("f.ns", 0.5, 10 * GI, ("h100",))
+
+
+@pytest.mark.parametrize(
+    ("devices", "wanted", "spare"),
+    [
+        ([ONE], want(), False),  # it is the last one
+        ([ONE, TWO], want(), True),
+        ([ONE, L4], want(models=("h100",)), False),
+        ([ONE], want(0.5), True),
+        ([ONE], want(0.6), False),
+        ([ONE], want(1, 40), True),
+        ([ONE, TWO], want(2), False),
+        ([], want(), False),
+    ],
+)
+def test_a_guess_leaves_another_one_for_who_asks(devices, wanted, spare):
+    assert is_spare(devices, [], wanted) is spare
+
+
+def test_nobody_makes_room_for_a_guess():
+    idle = [claim("a-1", 80), claim("b-1", 80, on=TWO)]
+    assert isinstance(decide([ONE, TWO], idle, want()), Evict)
+    assert not is_spare([ONE, TWO], idle, want())
+    assert not is_spare([ONE, TWO], idle[:1], want())
