@@ -57,8 +57,8 @@ class Proxy(BaseHTTPRequestHandler):
                 if name in answer.headers:
                     self.send_header(name, answer.headers[name])
             self.end_headers()  # HTTP/1.0: the answer's end is the connection's
-            with contextlib.suppress(ConnectionError):  # kn has seen enough
-                for part in answer.raw.stream() if watch else [content]:
+            with contextlib.suppress(OSError):  # kn has seen enough, or the cluster has ended
+                for part in answer.iter_content(None):
                     self.wfile.write(part)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 - names of http.server
