@@ -79,7 +79,8 @@ class Intent:
     need: Need
     asked: frozenset[str] = frozenset()
     snapshots: bool = False
-    """Its namespace lets it keep snapshots, and its spec does not switch them off."""
+    """They are taken of it and used: its namespace lets it keep some, its spec does not switch them off, and it holds no
+    GPU, as what would take one then needs another GPU beside it."""
     hints_only: bool = False
     """Another scheduler places it, or shares its GPU: nothing may be required of its nodes, and no resource added."""
     notes: tuple[str, ...] = ()
@@ -136,7 +137,7 @@ def read_intent(
             load_s=load_s,
         ),
         asked=asked_in(policy),
-        snapshots=keeps,
+        snapshots=keeps and not need.gpus,
         hints_only=_is_others(pod, labels, annotations, limits),
         notes=(*notes, *_without_effect(spec, ours, labels)),
     )

@@ -113,7 +113,7 @@ class SnapshotTaker:
             intent = read_intent(pod, namespace=namespace, namespace_labels=labels)
         except ConfigError:
             return None  # it was changed since it was admitted; whoever makes the next one is told
-        return intent if intent is not None and intent.snapshots and not intent.need.gpus else None
+        return intent if intent is not None and intent.snapshots else None
 
     async def _tell(self, taking: Taking) -> None:
         """On the replica it was taken for, whether it is still there or not."""

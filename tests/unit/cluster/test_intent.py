@@ -171,8 +171,13 @@ def test_an_annotation_cannot_ask_for_anothers():
     ],
 )
 def test_snapshots_need_the_namespace_to_allow_them(labels, annotations, keeps):
-    intent = read({"gpu": "1", **annotations}, namespace_labels=labels)
+    intent = read({"idle": "1m", **annotations}, namespace_labels=labels)
     assert (intent.snapshots, bool(intent.need.snapshot)) == (keeps, keeps)
+
+
+@pytest.mark.parametrize("annotations", [{"gpu": "1"}, {"gpu": "0.5"}, {"mig": "1g.10gb"}])
+def test_of_what_holds_a_gpu_none_is_taken(annotations):
+    assert not read(annotations, namespace_labels={"gpufn.dev/snapshots": "enabled"}).snapshots
 
 
 # Containers -----------------------------------------------------------------------------------------

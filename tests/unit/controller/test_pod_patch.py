@@ -267,8 +267,15 @@ def test_without_the_namespaces_leave_there_is_no_volume_and_no_right():
     assert not {"GPUFN_SNAPSHOT_DIR", "GPUFN_CRIU"} & variables(after).keys()
 
 
-def test_a_function_sees_its_own_snapshots_alone_and_has_the_one_right():
+def test_of_a_function_with_a_gpu_no_snapshot_is_taken_and_it_gets_no_right_for_nothing():
     pod = knative_pod(gpu="1")
+    after = patched(pod, intent_of(pod, snapshots=True))
+    assert "volumes" not in after["spec"]
+    assert "securityContext" not in after["spec"]["containers"][0]
+
+
+def test_a_function_sees_its_own_snapshots_alone_and_has_the_one_right():
+    pod = knative_pod(idle="1m")
     after = patched(pod, intent_of(pod, snapshots=True))
     place = "/var/lib/gpufn/snapshots/acme/embed.team"
     assert after["spec"]["volumes"] == [
