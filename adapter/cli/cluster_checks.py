@@ -195,7 +195,7 @@ def _component(name: str, deployment: Mapping[str, Any] | None, without: str) ->
         object_in(deployment, "spec").get("replicas", 1),
         object_in(deployment, "status").get("readyReplicas", 0),
     )
-    look = f"kubectl -n {SYSTEM_NAMESPACE} describe deployment {deployment['metadata']['name']}"
+    look = f"kubectl -n {SYSTEM_NAMESPACE} describe pod -l app.kubernetes.io/component={name}"  # its Events say why
     if not ready:
         return failed(name, f"none of {wanted} replicas is ready: {without}", look)
     if ready < wanted:
