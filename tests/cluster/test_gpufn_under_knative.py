@@ -45,11 +45,11 @@ def deploy(cluster, service) -> None:
     cluster.kubectl("wait", f"ksvc/{name}", "-n", namespace, "--for=condition=Ready", f"--timeout={WAIT_S}s")
 
 
-def call(cluster, name: str, namespace: str) -> str:
+def call(cluster, name: str, namespace: str, limit_s: float = WAIT_S) -> str:
     with requests.Session() as session:
         session.trust_env = False
         answer = session.get(
-            cluster.ingress_url, headers={"Host": f"{name}.{namespace}.functions.test"}, timeout=WAIT_S
+            cluster.ingress_url, headers={"Host": f"{name}.{namespace}.functions.test"}, timeout=limit_s
         )
     assert answer.status_code == 200, answer.text
     return answer.text
@@ -111,6 +111,21 @@ def test_a_gpu_function_lands_on_the_model_it_asks_for_and_its_device_is_metered
 
     wait_until("lease", devices, WAIT_S)
     assert all(device.startswith("GPU-") for device in devices())
+
+
+def test_a_spent_budget_lets_no_replica_be_made_and_says_so_where_people_look(gpufn, namespace, echo_image):
+    cluster = gpufn.cluster
+    deploy(cluster, ksvc("frugal", namespace, echo_image, limits={"nvidia.com/gpu": "1"}, budget="2s", idle="30s"))
+    wait_until("event", lambda: "BudgetSpent" in reasons(cluster, namespace), WAIT_S)
+    assert pods(cluster, "frugal", namespace)  # what runs goes on
+    wait_until("end of the last pod", lambda: not pods(cluster, "frugal", namespace), WAIT_S)
+    with pytest.raises(requests.Timeout):  # Knative keeps it waiting
+        call(cluster, "frugal", namespace, limit_s=20)
+    wait_until("refusal", lambda: "FailedCreate" in reasons(cluster, namespace), WAIT_S)
+    said = reasons(cluster, namespace)["FailedCreate"]
+    assert f"The budget of frugal.{namespace} is spent." in said
+    assert "00:00 UTC" in said
+    assert not pods(cluster, "frugal", namespace)
 
 
 def test_a_limit_alone_says_that_a_function_wants_a_gpu(gpufn, namespace, echo_image):

@@ -246,6 +246,18 @@ def test_no_gpu_for_it_is_told_while_it_waits(gateway):
     gateway.remove("hungry")
 
 
+def test_a_spent_budget_is_told_to_callers(gateway):
+    own = {"gpufn.dev/gpu": "1", "gpufn.dev/budget": "2s", "gpufn.dev/idle": "6s"}
+    assert gateway.deploy("frugal", annotations=own).status_code == 202
+    assert gateway.call("frugal")[0] == 200
+    # What runs answers and stays: it is asked only when it has gone.
+    wait_until("refusal", lambda: not gateway.pods("frugal") and gateway.call("frugal")[0] == 429, LIMIT_S)
+    status, text = gateway.call("frugal")
+    assert (status, json.loads(text)["error"]["code"]) == (429, "budget-spent")
+    assert not gateway.pods("frugal")
+    gateway.remove("frugal")
+
+
 def test_functions_stay_when_the_provider_is_removed(gateway):
     assert gateway.deploy("staying").status_code == 202
     assert gateway.call("staying") == (200, " hi")
