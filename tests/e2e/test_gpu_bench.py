@@ -12,7 +12,7 @@ NOTHING = ("gpu_turns_lost", "gpu_turns_leaked", "gpu_kills_lost", "gpu_kills_le
 RUNGS = ("gpu_toy_load_s", "gpu_toy_resume_s", "gpu_toy_restore_s")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_every_part_that_the_simulated_driver_can_do_comes_to_its_end(repository, tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--simulated", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
