@@ -33,7 +33,7 @@ from adapter.keys import (
     PLACEMENT_ANNOTATION,
 )
 from adapter.policy.placement import Verdict, place
-from adapter.spec import FIELDS
+from adapter.spec import FIELDS, Field
 
 _KINDS = ("pod", "function")
 _COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
@@ -288,11 +288,35 @@ def _explained(kind: str, name: str, intent: Intent, nodes: list[NodeFacts], **m
 
 def _asked(intent: Intent) -> list[str]:
     """What the user set, in the words that they would write."""
-    values = ((item.annotation, getattr(intent.spec, item.name)) for item in FIELDS if item.name in intent.asked)
-    return [f"{key} = {_text(value)}" for key, value in values]
+    spec = intent.spec
+    return [
+        f"{item.annotation} = {_text(item, getattr(spec, item.name))}" for item in FIELDS if item.name in intent.asked
+    ]
 
 
-def _text(value: object) -> str:
+def _text(item: Field, value: Any) -> str:
+    """Exactly the value, in the largest units that have it."""
+    if value is None:
+        return item.form.none
+    if item.name == "compute_capability":
+        return ".".join(map(str, value))
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if item.name.endswith("_bytes"):
+        return _size(value)
+    if item.name.endswith("_s"):
+        return _duration(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(size_bytes: int) -> str:
+    units = ((1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki"))
+    return next((f"{size_bytes // n}{unit}" for n, unit in units if size_bytes and not size_bytes % n), str(size_bytes))
+
+
+def _duration(seconds: float) -> str:
+    if seconds != int(seconds) or seconds < 60:
+        return f"{seconds:.15g}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number)

@@ -260,6 +260,23 @@ def test_a_function_is_explained_by_what_was_understood_and_which_setting_wins(e
     assert out.splitlines()[-3].split()[:2] == ["gpu-1", "100"]
 
 
+def test_what_it_asks_is_said_in_the_words_of_annotations(cluster, ask):
+    asked = {
+        "memory": "80Gi", "compute": "8.0", "models": "a100,l4", "idle": "1h30m", "cold-price": "0.5", "exec-timeout": "90s",
+        "body": "1500Ki", "start-timeout": "7.5s", "budget": "36h",
+    }  # fmt: skip
+    cluster.put_now(f"{KNATIVE}/services/embed", service({f"gpufn.dev/{key}": text for key, text in asked.items()}))
+    _, out, _ = ask("explain", "embed", "-o", "json")
+    said = dict(each.split(" = ") for each in json.loads(out)["asked"])
+    assert said == {**asked, "gpu": "1", "exec-timeout": "1m30s"}
+
+
+@pytest.mark.parametrize("idle", ["auto", "0s", "45s"])
+def test_what_says_never_or_by_itself_is_said_so(cluster, ask, idle):
+    cluster.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/idle": idle}))
+    assert f"idle = {idle}" in ask("explain", "embed")[1]
+
+
 def test_a_functions_keep_alive_is_shown_with_its_reason(embed, ask):
     now_ns = time.time_ns()
     busy = [(now_ns - n * 60 * 10**9, now_ns - n * 60 * 10**9 + 10**9) for n in reversed(range(1, ENOUGH_GAPS + 3))]
