@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from adapter.cli.budgeted import budgeted
 from adapter.cli.cluster_nodes import FUNCTION_LABELS, NodeFacts, function_of, read_nodes
 from adapter.cli.keep_alive import kept
 from adapter.cluster.api import Api
@@ -43,7 +44,7 @@ _COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
 @dataclass(frozen=True, slots=True)
 class Explained:
     """`asked`: what the user set, ``key = value``. `decision`: what the webhook wrote when the pod was made. `kept`: how
-    long a function stays warm, and why. `node` is empty where it has none."""
+    long a function stays warm, and why. `budget`: what it held of its budget today, if it has one. `node` is empty where it has none."""
 
     kind: str
     name: str
@@ -61,6 +62,7 @@ class Explained:
     decision: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str = ""
     kept: str = ""
+    budget: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdicts": [{"fits": verdict.fits, **asdict(verdict)} for verdict in self.verdicts]}
@@ -182,8 +184,12 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
     if intent is None:
         why = "It asks for no GPU, and has no annotation of ours."
         raise _not_ours(f"function {name}", why, f"Write {DOMAIN}/… on its template, or a GPU limit.")
-    words = "" if intent.framework == "plain" else await kept(api, intent, template.revision)
-    return _explained("function", name, intent, nodes, notes=template.notes, kept=words)
+    words, budget = await asyncio.gather(_kept(api, intent, template), budgeted(api, intent))
+    return _explained("function", name, intent, nodes, notes=template.notes, kept=words, budget=budget)
+
+
+async def _kept(api: Api, intent: Intent, template: _Template) -> str:
+    return "" if intent.framework == "plain" else await kept(api, intent, template.revision)
 
 
 async def _template(api: Api, name: str, namespace: str) -> _Template | None:

@@ -288,6 +288,30 @@ def test_a_functions_keep_alive_is_shown_with_its_reason(embed, ask):
     assert "of the latest 11 idle gaps" in kept
 
 
+@pytest.mark.parametrize(
+    ("held_gpu_s", "said"),
+    [
+        ({"embed.default": 12.5}, "BUDGET     12.5 of 100.0 GPU-seconds held in this UTC day"),
+        ({"embed.default": 81.0}, "The budget of embed.default is nearly spent."),
+        ({"embed.default": 100.0}, "The budget of embed.default is spent."),
+        ({"embed.other": 100.0}, "BUDGET     0.0 of 100.0 GPU-seconds"),
+    ],
+)
+def test_a_budget_is_explained_by_what_was_held_of_it(embed, ask, held_gpu_s, said):
+    embed.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/budget": "100"}))
+    embed.ledger = {"/v1/held": {"gpu_seconds": held_gpu_s}, "/v1/activity": {"functions": []}}
+    assert said in ask("explain", "embed")[1]
+
+
+def test_a_budget_that_nobody_counts_says_so(embed, ask):
+    embed.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/budget": "100"}))
+    assert "BUDGET     100.0 GPU-seconds in a UTC day; the ledger does not answer." in ask("explain", "embed")[1]
+
+
+def test_a_function_without_a_budget_says_nothing_of_one(embed, ask):
+    assert "BUDGET" not in ask("explain", "embed")[1]
+
+
 def test_without_the_ledger_it_says_what_it_does_not_know(embed, ask):
     _, out, _ = ask("explain", "embed")
     assert "its traffic is not known: the ledger does not answer" in out
