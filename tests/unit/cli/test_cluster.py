@@ -398,6 +398,16 @@ def test_starts_of_a_cluster_have_the_phases_that_come_before_a_container(cluste
     assert "|" in ask("starts", "embed", "--timeline")[1]
 
 
+def test_no_starts_of_a_cluster_send_nobody_to_a_gateway(cluster, ask):
+    cluster.ledger = {"/v1/starts": {"starts": []}}
+    code, _, err = ask("starts", "embed")
+    assert code == 0
+    assert (
+        err
+        == "No starts of embed.default. Agents tell of one some seconds after its pod is ready. Of other namespaces: -A\n"
+    )
+
+
 def test_who_may_not_read_the_ledger_is_told_what_to_ask_for(cluster, ask):
     cluster.denied.add("create serviceaccounts")
     code, _, err = ask("starts")
