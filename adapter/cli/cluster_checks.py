@@ -275,6 +275,10 @@ async def check_admission(asked: Asked) -> list[Finding]:
 def _trust(configuration: Mapping[str, Any]) -> Finding:
     webhooks = objects_in(configuration, "webhooks")
     bundles = {str(object_in(webhook, "clientConfig").get("caBundle") or "") for webhook in webhooks}
+    alone = [str(each.get("name")) for each in webhooks if not object_in(each, "clientConfig").get("caBundle")]
+    if 0 < len(alone) < len(webhooks):  # those that an upgrade, or another overlay, has added
+        said = f"{_some(alone)} has no authority to be trusted by: what it looks at is made as if it were not there"
+        return failed("admission", said, "The leading controller writes it within two minutes.")
     if not webhooks or "" in bundles:
         return failed(
             "admission",

@@ -103,6 +103,12 @@ def _untrusted(cluster):
     cluster.put_now(WEBHOOK, {"webhooks": [{"clientConfig": {}}]})
 
 
+def _half_trusted(cluster):
+    half = webhook(days=1)
+    half["webhooks"][1]["clientConfig"] = {}
+    cluster.put_now(WEBHOOK, half)
+
+
 def _without_knative(cluster):
     without = webhook(days=1)
     del without["webhooks"][1]
@@ -169,6 +175,7 @@ def _unread(cluster):
         (_untrusted, "admission", "failed", "no authority to trust"),
         (_ended, "admission", "failed", "ended"),
         (_ending, "admission", "warning", "ends in"),
+        (_half_trusted, "admission", "failed", "services.knative.gpufn.dev has no authority to be trusted by"),
         (_without_knative, "knative services", "warning", "no webhook of gpufn's looks at Services"),
         (_unasked, "admission", "failed", "has no webhook gpufn"),
         (_alone, "agents", "failed", "none is ready on gpu-1: GPUs there are not metered"),
