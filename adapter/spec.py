@@ -11,7 +11,7 @@ import ast
 import difflib
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,7 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
     the value, the accepted form and, for an unknown key, the nearest known one.
     """
     values: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for table, entries in file.items():
         if not isinstance(entries, Mapping):
             raise _unknown(f"{table}", source, sorted({f"[{item.table}]" for item in FIELDS}))
@@ -274,7 +275,8 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
             known = _BY_FILE_KEY.get((table, key))
             if known is None:
                 raise _unknown(f"{table}.{key}", source, [f"{t}.{k}" for t, k in _BY_FILE_KEY])
-            values[known.name] = _value(known, value, f"{source}: {table}.{key}")
+            written[known.name] = f"{source}: {table}.{key}"
+            values[known.name] = _value(known, value, written[known.name])
     for name, text in annotations.items():
         if not name.startswith(DOMAIN + "/"):
             continue
@@ -288,8 +290,9 @@ def parse_spec(file: Mapping[str, Any], annotations: Mapping[str, str], *, sourc
                 hint=f"Write {known.key} under [{known.table}] in {source}, and build the image anew.",
                 code="built-in",
             )
-        values[known.name] = _value(known, text, f"annotation {name}")
-    return _checked({**{item.name: item.default for item in FIELDS}, **values}, values.keys(), source)
+        written[known.name] = f"annotation {name}"
+        values[known.name] = _value(known, text, written[known.name])
+    return _checked({**{item.name: item.default for item in FIELDS}, **values}, written)
 
 
 def _value(item: Field, value: Any, where: str) -> Any:
@@ -319,39 +322,48 @@ def asked_in(annotations: Mapping[str, str]) -> frozenset[str]:
     return frozenset(item.name for name, item in _BY_ANNOTATION.items() if name in annotations)
 
 
-def _checked(values: dict[str, Any], asked: Collection[str], source: str) -> FunctionSpec:
+def _checked(values: dict[str, Any], written: Mapping[str, str]) -> FunctionSpec:
+    """`written`: where each value that is not a default was found, by attribute."""
     if values["min_replicas"] > values["max_replicas"]:
+        least, most = (_where(name, written) for name in ("min_replicas", "max_replicas"))
         raise ConfigError(
-            f"{source}: scale.min = {values['min_replicas']} is above scale.max = {values['max_replicas']}.",
+            f"{least} = {values['min_replicas']} is above {most} = {values['max_replicas']}.",
             why="The least cannot exceed the most.",
-            hint="Raise scale.max or lower scale.min.",
+            hint="Raise scale.max (gpufn.dev/max) or lower scale.min (gpufn.dev/min).",
             code="bad-value",
         )
     if values["mig_profile"]:
-        values["gpus"] = values["gpus"] if "gpus" in asked else 1.0
-        _check_slices(values, source)
+        values["gpus"] = values["gpus"] if "gpus" in written else 1.0
+        _check_slices(values, written)
     values["initial_replicas"] = min(values["initial_replicas"], values["max_replicas"])
     values["in_flight"] = values["in_flight"] or (1 if values["gpus"] else 8)
     return FunctionSpec(**values)
 
 
-def _check_slices(values: Mapping[str, Any], source: str) -> None:
+def _where(name: str, written: Mapping[str, str]) -> str:
+    """A value's key as whoever wrote it knows it."""
+    item = next(item for item in FIELDS if item.name == name)
+    return written.get(name) or f"the default of {item.table}.{item.key}"
+
+
+def _check_slices(values: Mapping[str, Any], written: Mapping[str, str]) -> None:
     """Of a function that asks for a MIG profile."""
     profile, count, memory_bytes = values["mig_profile"], values["gpus"], values["gpu_memory_bytes"]
     if count != int(count):
         raise ConfigError(
-            f"{source}: gpu.count = {count:g} and gpu.mig = {profile} contradict each other.",
+            f"{_where('gpus', written)} = {count:g} and {_where('mig_profile', written)} = {profile} contradict each other.",
             why="A share is of a whole GPU; a MIG slice is one already, and cannot be shared.",
-            hint="Leave gpu.count out, or make it the number of slices.",
+            hint="Leave gpu.count (gpufn.dev/gpu) out, or make it the number of slices.",
             code="contradiction",
         )
     match = _MIG_PROFILE.fullmatch(profile)
     assert match is not None
     if memory_bytes > int(match[1]) * 2**30:
+        memory, mig = (_where(name, written) for name in ("gpu_memory_bytes", "mig_profile"))
         raise ConfigError(
-            f"{source}: gpu.memory = {format_size(memory_bytes)} and gpu.mig = {profile} contradict each other.",
+            f"{memory} = {format_size(memory_bytes)} and {mig} = {profile} contradict each other.",
             why=f"A slice of this profile has {match[1]} GB.",
-            hint="Ask for a larger profile, or leave gpu.memory out.",
+            hint="Ask for a larger profile, or leave gpu.memory (gpufn.dev/memory) out.",
             code="contradiction",
         )
 

@@ -27,6 +27,7 @@ from adapter.cluster.resources import (
     LEASES,
     MUTATING_WEBHOOKS,
     NAMESPACES,
+    PODS,
     RUNTIME_CLASSES,
 )
 from adapter.errors import AdapterError, NotFound, Unavailable
@@ -44,6 +45,8 @@ _COMPONENTS = {
     "ledger": "agents keep what they saw, and nobody can read it",
 }
 """Deployments, and what it means that one is down."""
+_SERVICES_WEBHOOK = f"services.knative.{DOMAIN}"
+_OURS = "app.kubernetes.io/name=gpufn"
 _CERTIFICATE_DAYS = 14
 _LATE_S = 60.0
 
@@ -175,32 +178,61 @@ async def check_installed(asked: Asked) -> Finding:
 
 
 async def check_components(asked: Asked) -> list[Finding]:
-    found = await asked.api.list(
-        DEPLOYMENTS.path(SYSTEM_NAMESPACE), dict, label_selector="app.kubernetes.io/name=gpufn"
-    )
-    by_component = {
-        object_in(deployment["metadata"], "labels").get("app.kubernetes.io/component"): deployment
-        for deployment in found.items
-    }
-    findings = [_component(name, by_component.get(name), without) for name, without in _COMPONENTS.items()]
+    found = await asked.api.list(DEPLOYMENTS.path(SYSTEM_NAMESPACE), dict, label_selector=_OURS)
+    by_component = {_component_of(deployment): deployment for deployment in found.items}
+    pods = await _pods(asked.api)
+
+    def finding(name: str, without: str) -> Finding:
+        return _component(name, by_component.get(name), [pod for pod in pods if _component_of(pod) == name], without)
+
+    findings = [finding(name, without) for name, without in _COMPONENTS.items()]
     if "provider" in by_component:
-        findings.append(_component("provider", by_component["provider"], "OpenFaaS functions cannot be called"))
+        findings.append(finding("provider", "OpenFaaS functions cannot be called"))
     return findings
 
 
-def _component(name: str, deployment: Mapping[str, Any] | None, without: str) -> Finding:
+async def _pods(api: Api) -> Sequence[dict[str, Any]]:
+    """Of our Deployments. None where they may not be seen: they only say why something is down."""
+    try:
+        return (await api.list(PODS.path(SYSTEM_NAMESPACE), dict, label_selector=_OURS)).items
+    except Unavailable:
+        return ()
+
+
+def _component_of(made: Mapping[str, Any]) -> str:
+    return str(object_in(made["metadata"], "labels").get("app.kubernetes.io/component", ""))
+
+
+def _component(
+    name: str, deployment: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], without: str
+) -> Finding:
     if deployment is None:
         return failed(name, f"it is not there: {without}", INSTALL)
     wanted, ready = (
         object_in(deployment, "spec").get("replicas", 1),
         object_in(deployment, "status").get("readyReplicas", 0),
     )
-    look = f"kubectl -n {SYSTEM_NAMESPACE} describe pod -l app.kubernetes.io/component={name}"  # its Events say why
+    why, look = _why_not_ready(name, pods)
     if not ready:
-        return failed(name, f"none of {wanted} replicas is ready: {without}", look)
+        return failed(name, f"none of {wanted} replicas is ready{why}: {without}", look)
     if ready < wanted:
-        return warning(name, f"{ready} of {wanted} replicas are ready", look)
+        return warning(name, f"{ready} of {wanted} replicas are ready{why}", look)
     return ok(name, f"{ready} of {wanted} replicas are ready, {_image(deployment)}")
+
+
+def _why_not_ready(name: str, pods: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """What the kubelet says that a container waits for, in brackets; and the command that tells more: what a pod that does
+    not run waits for is in its Events, why one that runs is not ready is in its log."""
+    describe, logs = (
+        f"kubectl -n {SYSTEM_NAMESPACE} {verb} -l app.kubernetes.io/component={name}"
+        for verb in ("describe pods", "logs")
+    )
+    found = [status for pod in pods for status in objects_in(object_in(pod, "status"), "containerStatuses")]
+    for waiting in (object_in(object_in(status, "state"), "waiting") for status in found if not status.get("ready")):
+        if said := waiting.get("message") or waiting.get("reason"):
+            crashed = waiting.get("reason") == "CrashLoopBackOff"
+            return f" ({said})", f"{logs} --previous" if crashed else describe
+    return "", logs if found else describe
 
 
 def _image(workload: Mapping[str, Any]) -> str:
@@ -243,6 +275,10 @@ async def check_admission(asked: Asked) -> list[Finding]:
 def _trust(configuration: Mapping[str, Any]) -> Finding:
     webhooks = objects_in(configuration, "webhooks")
     bundles = {str(object_in(webhook, "clientConfig").get("caBundle") or "") for webhook in webhooks}
+    alone = [str(each.get("name")) for each in webhooks if not object_in(each, "clientConfig").get("caBundle")]
+    if 0 < len(alone) < len(webhooks):  # those that an upgrade, or another overlay, has added
+        said = f"{_some(alone)} has no authority to be trusted by: what it looks at is made as if it were not there"
+        return failed("admission", said, "The leading controller writes it within two minutes.")
     if not webhooks or "" in bundles:
         return failed(
             "admission",
@@ -385,7 +421,22 @@ async def check_knative(asked: Asked) -> list[Finding]:
     said = f"Serving {version}, with the flags that it has; requests may take {longest} s"
     if autoscaler.get("allow-zero-initial-scale", "false").lower() != "true":
         said += "; each new Revision starts once (allow-zero-initial-scale is off)"
-    return [ok("knative", said), *_zero(autoscaler)]
+    return [ok("knative", said), *await _services(asked), *_zero(autoscaler)]
+
+
+async def _services(asked: Asked) -> list[Finding]:
+    """Whether Services are looked at: an overlay without Knative's part that was applied over one with it took that away."""
+    try:
+        configuration = await asked.api.get(MUTATING_WEBHOOKS.path(name="gpufn"))
+    except NotFound:
+        return []
+    if any(webhook.get("name") == _SERVICES_WEBHOOK for webhook in objects_in(configuration, "webhooks")):
+        return []
+    said = (
+        "no webhook of gpufn's looks at Services: mistakes in annotations are found only when a pod is made, what they say "
+        "of scale and time does nothing, and keep-alive is not learned"
+    )
+    return [warning("knative services", said, f"{INSTALL}, or, beside OpenFaaS, manifests/overlays/both")]
 
 
 def _zero(autoscaler: Mapping[str, str]) -> Iterable[Finding]:
@@ -414,6 +465,8 @@ async def check_usage(asked: Asked) -> Finding:
     except Unavailable as exc:
         if exc.code == "forbidden":
             return warning("usage", "you may not read the ledger", ALLOW)
+        if exc.code == "ledger-down":  # its hint is to look here
+            return failed("usage", _words(exc), f"kubectl -n {SYSTEM_NAMESPACE} logs deployment/gpufn-ledger")
         raise
     latest = next(iter(found.get("starts", ())), None)
     return ok("usage", "the ledger answers" if latest else "the ledger answers, and knows of no start yet")

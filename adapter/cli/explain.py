@@ -30,8 +30,8 @@ def command(what: str, namespace: str | None, cluster: Cluster, output: Output) 
 
     Of a pod: what was decided when it was made, what the scheduler says, and how every node is judged now, the pod
     itself left out. Of a function: what its annotations, labels and limits say, which of two that say the same
-    wins, how long it is kept warm and why, which nodes have its snapshot, and where its next replica would go.
-    pod/NAME and function/NAME say which is meant where both are there.
+    wins, how long it is kept warm and why, what it held of its budget today, which nodes have its snapshot, and where
+    its next replica would go. pod/NAME and function/NAME say which is meant where both are there.
 
     SCORE compares nodes: 100 is the best of them. WAKE is how long until it would answer there, estimated. Exit
     code 8 where no node fits.
@@ -75,6 +75,7 @@ def _shown(found: Explained) -> dict[str, Any]:
         "scheduler": found.scheduler,
         "snapshots": _snapshots(found),
         "kept": found.kept,
+        "budget": found.budget,
     }
     return {key: value for key, value in facts.items() if value}
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from adapter.cli.budgeted import budgeted
 from adapter.cli.cluster_nodes import FUNCTION_LABELS, NodeFacts, function_of, read_nodes
 from adapter.cli.keep_alive import kept
 from adapter.cluster.api import Api
@@ -33,7 +34,7 @@ from adapter.keys import (
     PLACEMENT_ANNOTATION,
 )
 from adapter.policy.placement import Verdict, place
-from adapter.spec import FIELDS
+from adapter.spec import FIELDS, Field
 
 _KINDS = ("pod", "function")
 _COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
@@ -43,7 +44,7 @@ _COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
 @dataclass(frozen=True, slots=True)
 class Explained:
     """`asked`: what the user set, ``key = value``. `decision`: what the webhook wrote when the pod was made. `kept`: how
-    long a function stays warm, and why. `node` is empty where it has none."""
+    long a function stays warm, and why. `budget`: what it held of its budget today, if it has one. `node` is empty where it has none."""
 
     kind: str
     name: str
@@ -61,6 +62,7 @@ class Explained:
     decision: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str = ""
     kept: str = ""
+    budget: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdicts": [{"fits": verdict.fits, **asdict(verdict)} for verdict in self.verdicts]}
@@ -182,8 +184,12 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
     if intent is None:
         why = "It asks for no GPU, and has no annotation of ours."
         raise _not_ours(f"function {name}", why, f"Write {DOMAIN}/… on its template, or a GPU limit.")
-    words = "" if intent.framework == "plain" else await kept(api, intent, template.revision)
-    return _explained("function", name, intent, nodes, notes=template.notes, kept=words)
+    words, budget = await asyncio.gather(_kept(api, intent, template), budgeted(api, intent))
+    return _explained("function", name, intent, nodes, notes=template.notes, kept=words, budget=budget)
+
+
+async def _kept(api: Api, intent: Intent, template: _Template) -> str:
+    return "" if intent.framework == "plain" else await kept(api, intent, template.revision)
 
 
 async def _template(api: Api, name: str, namespace: str) -> _Template | None:
@@ -288,11 +294,35 @@ def _explained(kind: str, name: str, intent: Intent, nodes: list[NodeFacts], **m
 
 def _asked(intent: Intent) -> list[str]:
     """What the user set, in the words that they would write."""
-    values = ((item.annotation, getattr(intent.spec, item.name)) for item in FIELDS if item.name in intent.asked)
-    return [f"{key} = {_text(value)}" for key, value in values]
+    spec = intent.spec
+    return [
+        f"{item.annotation} = {_text(item, getattr(spec, item.name))}" for item in FIELDS if item.name in intent.asked
+    ]
 
 
-def _text(value: object) -> str:
+def _text(item: Field, value: Any) -> str:
+    """Exactly the value, in the largest units that have it."""
+    if value is None:
+        return item.form.none
+    if item.name == "compute_capability":
+        return ".".join(map(str, value))
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if item.name.endswith("_bytes"):
+        return _size(value)
+    if item.name.endswith("_s"):
+        return _duration(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(size_bytes: int) -> str:
+    units = ((1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki"))
+    return next((f"{size_bytes // n}{unit}" for n, unit in units if size_bytes and not size_bytes % n), str(size_bytes))
+
+
+def _duration(seconds: float) -> str:
+    if seconds != int(seconds) or seconds < 60:
+        return f"{seconds:.15g}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number)

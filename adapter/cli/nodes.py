@@ -30,8 +30,8 @@ def command(cluster: Cluster | None, gateway: str, state: Path | None, output: O
     Of a gateway, FREE is what no replica has been granted, whatever the driver says: a parked process has given its
     memory back, and the driver does not see it. A MIG slice is a GPU of its own.
 
-    Of a cluster, one line is one GPU resource of one node. PROBLEM says why nothing new goes there, or what its agent
-    cannot do; -o wide names its snapshots and all who hold a GPU.
+    Of a cluster, one line is one GPU resource of one node. AGENT is how long its agent has run there. PROBLEM says why
+    nothing new goes there, or what its agent cannot do; -o wide names its snapshots and all who hold a GPU.
     """
     if cluster is None:
         _of_gateway(GatewayClient(gateway, state), output)

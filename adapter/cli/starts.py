@@ -66,12 +66,18 @@ def command(
         output.rows([record.to_json() for record in records], ())
     else:
         output.rows(
-            [_row(r, output) for r in records], _columns(records, scope, output), name="replica", empty=_empty(scope)
+            [_row(r, output) for r in records],
+            _columns(records, scope, output),
+            name="replica",
+            empty=_empty(scope, cluster),
         )
 
 
-def _empty(scope: Scope) -> str:
-    return f"No starts{f' of {scope}' if scope.name else ''}. Call a function: gpufn invoke {scope.name or 'NAME'}"
+def _empty(scope: Scope, cluster: Cluster | None) -> str:
+    said = f"No starts{f' of {scope}' if scope.name else ''}."
+    if cluster is not None:  # whose functions answer at addresses that only their framework knows
+        return f"{said} Agents tell of one some seconds after its pod is ready. Of other namespaces: -A"
+    return f"{said} Call a function: gpufn invoke {scope.name or 'NAME'}"
 
 
 def _since_ns(since: str | None) -> int:

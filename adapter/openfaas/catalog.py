@@ -110,8 +110,8 @@ class Catalog(Protocol):
         """Raises `NotFound`."""
 
 
-def unknown_namespace(name: str) -> NotFound:
-    return NotFound(f"No namespace {name}.", code="namespace-unknown")
+def unknown_namespace(name: str, *, why: str = "", hint: str = "") -> NotFound:
+    return NotFound(f"No namespace {name}.", why=why, hint=hint, code="namespace-unknown")
 
 
 def namespace_exists(name: str) -> Conflict:

@@ -329,7 +329,11 @@ class ClusterCatalog:
 
     def namespace(self, name: str) -> dict[str, Any]:
         if name not in self._known:
-            raise unknown_namespace(name)
+            raise unknown_namespace(
+                name,
+                why=f"The cluster has none, or it has no annotation {NAMESPACE_MARK}=1 that lets functions in.",
+                hint=f"kubectl annotate namespace {name} {NAMESPACE_MARK}=1, and bind gpufn-provider-functions to the provider there.",
+            )
         namespace = self._known[name]
         annotations = {key: text for key, text in namespace.annotations if key != NAMESPACE_MARK}
         labels = {key: text for key, text in namespace.labels if key != _OWN_NAME}  # faas-cli sends the mark as a label

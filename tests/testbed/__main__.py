@@ -90,8 +90,11 @@ def _welcome(cluster: Cluster, seconds: float) -> str:
 
 
 def load(archive: Path) -> int:
-    """Gives the images of an archive to all nodes of what `up` started."""
-    for number, _ in _served():
+    """Gives the images of an archive to all nodes of what `up` started. Raises `TestbedFailed` where that is nothing."""
+    served = list(_served())
+    if not served:
+        raise TestbedFailed("no cluster to give images to is up: make cluster-up")
+    for number, _ in served:
         for socket in sorted(SLOTS.glob(f"{number}/*/run/containerd/containerd.sock")):
             import_archive(socket, archive)
     return 0

@@ -151,6 +151,35 @@ def test_least_replicas_cannot_exceed_most():
         parse_spec({"scale": {"min": 3}}, {})
 
 
+@pytest.mark.parametrize(
+    ("file", "annotations", "said"),
+    [
+        ({"scale": {"min": 3, "max": 2}}, {}, "gpufn.toml: scale.min = 3 is above gpufn.toml: scale.max = 2."),
+        ({}, {"min": "3", "max": "2"}, "annotation gpufn.dev/min = 3 is above annotation gpufn.dev/max = 2."),
+        ({}, {"min": "3"}, "annotation gpufn.dev/min = 3 is above the default of scale.max = 1."),
+        (
+            {"scale": {"min": 3, "max": 4}},
+            {"max": "2"},
+            "gpufn.toml: scale.min = 3 is above annotation gpufn.dev/max = 2.",
+        ),
+        (
+            {},
+            {"mig": "1g.5gb", "gpu": "0.5"},
+            "annotation gpufn.dev/gpu = 0.5 and annotation gpufn.dev/mig = 1g.5gb contradict each other.",
+        ),
+        (
+            {"gpu": {"mig": "1g.5gb"}},
+            {"memory": "6Gi"},
+            "annotation gpufn.dev/memory = 6.0Gi and gpufn.toml: gpu.mig = 1g.5gb contradict each other.",
+        ),
+    ],
+)
+def test_what_contradicts_another_is_named_as_it_was_written(file, annotations, said):
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(file, {f"gpufn.dev/{key}": text for key, text in annotations.items()})
+    assert caught.value.message == said
+
+
 def test_initial_replicas_stay_below_the_most():
     assert parse_spec({"scale": {"initial": 9, "max": 2}}, {}).initial_replicas == 2
 

@@ -260,6 +260,23 @@ def test_a_function_is_explained_by_what_was_understood_and_which_setting_wins(e
     assert out.splitlines()[-3].split()[:2] == ["gpu-1", "100"]
 
 
+def test_what_it_asks_is_said_in_the_words_of_annotations(cluster, ask):
+    asked = {
+        "memory": "80Gi", "compute": "8.0", "models": "a100,l4", "idle": "1h30m", "cold-price": "0.5", "exec-timeout": "90s",
+        "body": "1500Ki", "start-timeout": "7.5s", "budget": "36h",
+    }  # fmt: skip
+    cluster.put_now(f"{KNATIVE}/services/embed", service({f"gpufn.dev/{key}": text for key, text in asked.items()}))
+    _, out, _ = ask("explain", "embed", "-o", "json")
+    said = dict(each.split(" = ") for each in json.loads(out)["asked"])
+    assert said == {**asked, "gpu": "1", "exec-timeout": "1m30s"}
+
+
+@pytest.mark.parametrize("idle", ["auto", "0s", "45s"])
+def test_what_says_never_or_by_itself_is_said_so(cluster, ask, idle):
+    cluster.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/idle": idle}))
+    assert f"idle = {idle}" in ask("explain", "embed")[1]
+
+
 def test_a_functions_keep_alive_is_shown_with_its_reason(embed, ask):
     now_ns = time.time_ns()
     busy = [(now_ns - n * 60 * 10**9, now_ns - n * 60 * 10**9 + 10**9) for n in reversed(range(1, ENOUGH_GAPS + 3))]
@@ -269,6 +286,30 @@ def test_a_functions_keep_alive_is_shown_with_its_reason(embed, ask):
     kept = json.loads(out)["kept"]
     assert kept.startswith("1m30s idle, soon 7.00s idle: a cold start takes 2.40s, which is worth 26.40s of a held GPU")
     assert "of the latest 11 idle gaps" in kept
+
+
+@pytest.mark.parametrize(
+    ("held_gpu_s", "said"),
+    [
+        ({"embed.default": 12.5}, "BUDGET     12.5 of 100.0 GPU-seconds held in this UTC day"),
+        ({"embed.default": 81.0}, "The budget of embed.default is nearly spent."),
+        ({"embed.default": 100.0}, "The budget of embed.default is spent."),
+        ({"embed.other": 100.0}, "BUDGET     0.0 of 100.0 GPU-seconds"),
+    ],
+)
+def test_a_budget_is_explained_by_what_was_held_of_it(embed, ask, held_gpu_s, said):
+    embed.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/budget": "100"}))
+    embed.ledger = {"/v1/held": {"gpu_seconds": held_gpu_s}, "/v1/activity": {"functions": []}}
+    assert said in ask("explain", "embed")[1]
+
+
+def test_a_budget_that_nobody_counts_says_so(embed, ask):
+    embed.put_now(f"{KNATIVE}/services/embed", service({"gpufn.dev/budget": "100"}))
+    assert "BUDGET     100.0 GPU-seconds in a UTC day; the ledger does not answer." in ask("explain", "embed")[1]
+
+
+def test_a_function_without_a_budget_says_nothing_of_one(embed, ask):
+    assert "BUDGET" not in ask("explain", "embed")[1]
 
 
 def test_without_the_ledger_it_says_what_it_does_not_know(embed, ask):
@@ -355,6 +396,16 @@ def test_starts_of_a_cluster_have_the_phases_that_come_before_a_container(cluste
     assert row.split()[2:] == ["restore", "3.00s", "800ms", "1.20s", "1.00s"]
     assert cluster.asked[0] == {"since_ns": "0", "function": "embed", "namespace": "default", "limit": "20"}
     assert "|" in ask("starts", "embed", "--timeline")[1]
+
+
+def test_no_starts_of_a_cluster_send_nobody_to_a_gateway(cluster, ask):
+    cluster.ledger = {"/v1/starts": {"starts": []}}
+    code, _, err = ask("starts", "embed")
+    assert code == 0
+    assert (
+        err
+        == "No starts of embed.default. Agents tell of one some seconds after its pod is ready. Of other namespaces: -A\n"
+    )
 
 
 def test_who_may_not_read_the_ledger_is_told_what_to_ask_for(cluster, ask):

@@ -34,7 +34,8 @@ def deployment(component, ready=2, wanted=2):
 
 def webhook(**made):
     bundle = base64.b64encode(make_authority(now(**made)).certificate).decode()
-    return {"webhooks": [{"name": "knative.pods.gpufn.dev", "clientConfig": {"caBundle": bundle}}]}
+    names = ("knative.pods.gpufn.dev", "services.knative.gpufn.dev")
+    return {"webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in names]}
 
 
 @pytest.fixture
@@ -102,6 +103,18 @@ def _untrusted(cluster):
     cluster.put_now(WEBHOOK, {"webhooks": [{"clientConfig": {}}]})
 
 
+def _half_trusted(cluster):
+    half = webhook(days=1)
+    half["webhooks"][1]["clientConfig"] = {}
+    cluster.put_now(WEBHOOK, half)
+
+
+def _without_knative(cluster):
+    without = webhook(days=1)
+    del without["webhooks"][1]
+    cluster.put_now(WEBHOOK, without)
+
+
 def _ended(cluster):
     cluster.put_now(WEBHOOK, webhook(days=400))
 
@@ -162,6 +175,8 @@ def _unread(cluster):
         (_untrusted, "admission", "failed", "no authority to trust"),
         (_ended, "admission", "failed", "ended"),
         (_ending, "admission", "warning", "ends in"),
+        (_half_trusted, "admission", "failed", "services.knative.gpufn.dev has no authority to be trusted by"),
+        (_without_knative, "knative services", "warning", "no webhook of gpufn's looks at Services"),
         (_unasked, "admission", "failed", "has no webhook gpufn"),
         (_alone, "agents", "failed", "none is ready on gpu-1: GPUs there are not metered"),
         (_nameless, "gpu labels", "warning", "which GPU model gpu-1 has"),
@@ -183,6 +198,47 @@ def test_what_is_wrong_is_one_line_with_what_it_means(cluster, findings, change,
     assert code == (verdict == "failed")
     others = {other for other, finding in found.items() if finding["verdict"] == "failed"} - {name}
     assert not others
+
+
+def component_pod(component, **state):
+    labels = {"app.kubernetes.io/name": "gpufn", "app.kubernetes.io/component": component}
+    return {"metadata": {"labels": labels}, "status": {"containerStatuses": [{"ready": False, "state": state}]}}
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "fix"),
+    [
+        (
+            {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "gpufn-ledger" not found'}},
+            '(secret "gpufn-ledger" not found)',
+            "describe pods -l app.kubernetes.io/component=ledger",
+        ),
+        (
+            {"waiting": {"reason": "ContainerCreating"}},
+            "(ContainerCreating)",
+            "describe pods -l app.kubernetes.io/component=ledger",
+        ),
+        (
+            {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+            "(back-off 10s)",
+            "logs -l app.kubernetes.io/component=ledger --previous",
+        ),
+        ({"running": {}}, "is ready: agents keep", "logs -l app.kubernetes.io/component=ledger"),
+    ],
+)
+def test_a_component_that_is_down_says_what_its_container_waits_for(cluster, findings, state, why, fix):
+    cluster.put_now(f"{DEPLOYMENTS}/gpufn-ledger", deployment("ledger", ready=0, wanted=1))
+    cluster.put_now(f"{SYSTEM}/pods/gpufn-ledger-1", component_pod("ledger", **state))
+    cluster.put_now(f"{SYSTEM}/pods/gpufn-webhook-1", component_pod("webhook", waiting={"reason": "of another"}))
+    found, _ = findings()
+    assert why in found["ledger"]["reason"]
+    assert found["ledger"]["fix"].endswith(fix)
+
+
+def test_the_doctor_sends_nobody_to_the_doctor(cluster, findings):
+    _dumb(cluster)
+    found, _ = findings()
+    assert "logs deployment/gpufn-ledger" in found["usage"]["fix"]
 
 
 def test_a_cluster_without_gpufn_is_told_once(cluster, findings):

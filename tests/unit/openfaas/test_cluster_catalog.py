@@ -372,6 +372,17 @@ def test_namespaces_are_those_with_the_mark_of_openfaas_as_label_or_annotation()
     run(scenario())
 
 
+def test_a_namespace_without_the_mark_is_refused_with_what_to_do():
+    async def scenario():
+        async with opened() as place:
+            with pytest.raises(NotFound) as caught:
+                place.catalog.namespace("team-a")
+            assert caught.value.message == "No namespace team-a."
+            assert "kubectl annotate namespace team-a openfaas=1" in caught.value.hint
+
+    run(scenario())
+
+
 def _record_in(namespace: str) -> dict:
     body = record_of(FunctionDeployment("fn", "fn:1", namespace), 1, None)
     body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
