@@ -26,6 +26,8 @@ from adapter.cluster.certificates import (
     signed_by,
     why_not,
 )
+from adapter.cluster.informer import Informer
+from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import CONFIG_MAPS, MUTATING_WEBHOOKS, SECRETS
 from adapter.errors import NotFound
 from adapter.keys import AGENT_NAMESPACE, SYSTEM_NAMESPACE
@@ -44,6 +46,11 @@ _LOOK_S = 120.0
 """Until the next pass, whatever is due: somebody may have removed or replaced what we keep."""
 
 
+def _without_authority(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    webhooks = objects_in(configuration, "webhooks")
+    return tuple(str(each.get("name")) for each in webhooks if not object_in(each, "clientConfig").get("caBundle"))
+
+
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc)
 
@@ -55,9 +62,17 @@ class CertificateKeeper:
 
     def __init__(self, api: Api, clock: Callable[[], dt.datetime] = _now) -> None:
         self._api, self._clock = api, clock
+        self.unknown: Informer[tuple[str, ...]] = Informer(
+            api, MUTATING_WEBHOOKS.path(), _without_authority, field_selector=f"metadata.name={WEBHOOKS}"
+        )
+        """Webhooks that the API server has no authority to know by: those that an overlay has just added. To be run."""
 
     def start(self, changed: Callable[[str], None]) -> None:
-        """Nothing tells of changes: what is kept here may not be watched by name."""
+        def on_webhooks(_key: str, _old: tuple[str, ...] | None, new: tuple[str, ...] | None) -> None:
+            if new:
+                changed(WEBHOOKS)
+
+        self.unknown.on_change(on_webhooks)
 
     def all_keys(self) -> Iterable[str]:
         return [WEBHOOKS]

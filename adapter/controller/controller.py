@@ -51,7 +51,7 @@ def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: Co
     """`api` writes only while this replica leads."""
     events = EventRecorder(api, "controller")
     knative, revisions, autoscalers = KnativeDefaults(api), revisions_of(api), autoscalers_of(api)
-    taker = SnapshotTaker(api, view, events)
+    certificates, taker = CertificateKeeper(api), SnapshotTaker(api, view, events)
     held = HeldToday(lambda start_ns, end_ns: ledger.ask(client.held(start_ns, end_ns)))
     traffic = LedgerTraffic(lambda since_ns: ledger.ask(client.activity(since_ns)))
 
@@ -64,8 +64,8 @@ def make_work(api: Api, ledger: LedgerConnection, view: ClusterView, metrics: Co
 
     tuner = Tuner(api, revisions, autoscalers, traffic, defaults=knative.read, nodes=view.inventory, is_spent=is_spent)
     return Work(
-        (CertificateKeeper(api), UnplacedPods(view, events, metrics), BudgetEvents(view, held, events), taker, tuner),
-        (taker.takings, *knative.caches, revisions, autoscalers),
+        (certificates, UnplacedPods(view, events, metrics), BudgetEvents(view, held, events), taker, tuner),
+        (certificates.unknown, taker.takings, *knative.caches, revisions, autoscalers),
     )
 
 

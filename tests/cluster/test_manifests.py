@@ -366,11 +366,13 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
             [
                 "get secrets/gpufn-webhook-tls -n gpufn-system",
                 "patch mutatingwebhookconfigurations/gpufn",
+                "watch mutatingwebhookconfigurations/gpufn",
                 "create networkpolicies.networking.k8s.io/gpufn-snapshot-pods -n openfaas-fn",
             ],
             [
                 "get secrets/gpufn-ledger -n gpufn-system",
                 "patch mutatingwebhookconfigurations/another",
+                "watch mutatingwebhookconfigurations",
                 "create networkpolicies.networking.k8s.io/another -n openfaas-fn",
                 "create configmaps/another -n gpufn-system",
                 "list secrets -A",

@@ -83,6 +83,27 @@ def test_a_second_look_writes_nothing():
     play(act)
 
 
+def test_a_webhook_that_is_added_is_looked_at_at_once():
+    async def act(scene):
+        due: asyncio.Queue[str] = asyncio.Queue()
+        scene.keeper.start(due.put_nowait)
+        running = asyncio.ensure_future(scene.keeper.unknown.run())
+        try:
+            assert await due.get() == "gpufn"  # of those that are there
+            await scene.look()
+            scene.assert_trusted()
+            added = {"name": "added.gpufn.dev", "clientConfig": {"service": {}}}
+            there = scene.server.objects[WEBHOOKS]
+            await scene.server.put(WEBHOOKS, {**there, "webhooks": [*there["webhooks"], added]})
+            assert await due.get() == "gpufn"
+            await scene.look()
+            scene.assert_trusted()
+        finally:
+            running.cancel()
+
+    play(act)
+
+
 def test_serving_certificates_are_renewed_at_two_thirds_of_their_life():
     async def act(scene):
         await scene.look()
