@@ -250,12 +250,9 @@ class ClusterCatalog:
             return False
         if old is not None and old.uid != new.uid:
             self._lose(old)  # and made anew: another function, whose revisions count from the beginning
-        elif old is not None:
-            if new.entry is None or new.is_edited:  # what runs stays until the edit is a revision
-                self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
-                return True
-            if old.entry is not None and new.entry.revision <= old.entry.revision:
-                return False
+        elif old is not None and not _is_revision_after(new, old):  # what runs stays until an edit is one
+            self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
+            return new.entry is None or new.is_edited
         self._records[new.key] = new
         return True
 
@@ -397,3 +394,9 @@ class ClusterCatalog:
 
     async def remove_secret(self, namespace: str, name: str) -> None:
         await self._secrets.remove(namespace, name)
+
+
+def _is_revision_after(new: Record, old: Record) -> bool:
+    if new.entry is None or new.is_edited:
+        return False
+    return old.entry is None or new.entry.revision > old.entry.revision

@@ -205,6 +205,23 @@ def test_a_write_that_another_was_faster_than_goes_on_top_of_it():
     run(scenario())
 
 
+@pytest.mark.parametrize("data", [{}, {"revision": "1"}], ids=["what is beside it", "its count"])
+def test_a_record_that_others_touched_without_an_edit_can_be_deployed_on_top_of(data):
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            await place.catalog.put(FN, "")
+            record = json.loads(json.dumps(place.fake.objects[PATH]))
+            record["metadata"]["annotations"] = {"team": "a"}
+            record["data"] |= data
+            await place.fake.put(PATH, record)
+            assert (await place.catalog.put(FN, "")).revision == 3
+            assert read_record(place.fake.objects[PATH]).entry.revision == 3
+            assert place.told.news == []
+
+    run(scenario())
+
+
 def test_late_news_of_a_function_that_was_removed_and_deployed_anew_is_no_news():
     async def scenario():
         async with opened() as place:
