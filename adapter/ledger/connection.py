@@ -77,6 +77,8 @@ class LedgerConnection:
             if urlsplit(self._address).scheme != "https":
                 return token, True
             authority = (self._folder / "ca.crt").read_bytes()
+            if not authority:  # with none, `ssl` trusts whoever this machine trusts for the web
+                raise ValueError("ca.crt is empty")
             if self._tls is None or self._tls[0] != authority:
                 self._tls = authority, ssl.create_default_context(cadata=authority.decode())
             return token, self._tls[1]

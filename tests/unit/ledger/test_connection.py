@@ -106,6 +106,15 @@ def test_a_ledger_whose_certificate_another_signed_is_not_asked(tmp_path, truste
         asked(tmp_path, trusted)
 
 
+@pytest.mark.parametrize("nothing", [b"", b"\n"])
+def test_where_no_authority_is_told_yet_no_other_is_trusted(tmp_path, trusted, monkeypatch, nothing):
+    (tmp_path / "public.pem").write_bytes(AUTHORITY.certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))  # what this machine trusts for the web
+    (trusted / "ca.crt").write_bytes(nothing)
+    with pytest.raises(Unavailable, match="yet"):
+        asked(tmp_path, trusted)
+
+
 def test_one_that_says_nothing_is_not_waited_for(tmp_path, trusted, monkeypatch):
     monkeypatch.setattr("adapter.ledger.connection._LIMIT_S", 0.2)
 
