@@ -516,7 +516,7 @@ class Fleet:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
         fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
         logger.warning("a start failed", extra={"fields": fields})
-        if error.code == SPENT_CODE and self._may_follow(deployment):
+        if error.code == SPENT_CODE and self._follows(deployment):
             asyncio.get_running_loop().call_later(SPENT_RETRY_S, self._start_next, deployment)
             return
         if self.rollout.fail(deployment, error):
@@ -528,12 +528,13 @@ class Fleet:
             self._waiters.fail(lambda: self._setbacks.for_caller(self.deployment, self.clock()))
 
     def _start_next(self, deployment: Deployment) -> None:
-        if self._closing is None and self._may_follow(deployment):
+        """Unless nothing runs any more that it would follow: then it is started when somebody wants it."""
+        if self._closing is None and self._follows(deployment) and self._capable():
             self._run_start(deployment, firm=True, upcoming=True)
 
-    def _may_follow(self, deployment: Deployment) -> bool:
-        """Whether it is the revision that takes over from one that still runs."""
-        return self.rollout.wants(deployment) and deployment is not self.deployment and self._capable() > 0
+    def _follows(self, deployment: Deployment) -> bool:
+        """Whether it is the revision that is to take over."""
+        return self.rollout.wants(deployment) and deployment is not self.deployment
 
     # Replicas of another life -------------------------------------------------------------------
 
