@@ -42,7 +42,8 @@ STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
 
 SPENT_RETRY_S = 60.0
-"""Until the next try to start a revision that is to follow, where a cluster's webhook refuses it for a spent budget."""
+"""While a budget is spent, until it is looked again whether what is to run may: a minimum, or a revision that is to
+follow, where a cluster's webhook refuses it."""
 
 _TIMER_SLACK_S = 0.005
 """Timers may fire a little early; what is due then must be due."""
@@ -292,7 +293,7 @@ class Fleet:
         if self._setbacks.holds(now) and (self._waiters or self._floor or self.deployment.spec.min_replicas):
             deadlines.append(self._setbacks.retry_at_s)
         if spent_s and self.deployment.spec.min_replicas:
-            deadlines.append(now + spent_s)
+            deadlines.append(now + min(spent_s, SPENT_RETRY_S))  # the calendar may jump meanwhile
         deadlines += [instant for instant in self._expectation() if instant > now]
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:

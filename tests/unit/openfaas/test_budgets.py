@@ -274,6 +274,24 @@ def test_a_revision_that_is_refused_when_the_old_one_has_just_gone_to_rest_is_th
     run(scenario())
 
 
+def test_the_minimum_is_there_again_when_the_calendar_jumps_into_the_next_day(state_dir, monkeypatch):
+    """The clock is set, or this machine has slept: timers know nothing of either."""
+    monkeypatch.setattr("adapter.openfaas.fleet.SPENT_RETRY_S", 0.05)
+
+    async def scenario():
+        async with running(state_dir) as up:
+            await up.deploy(gpu="1", budget="1000")
+            await hold(up, 1000)
+            fleet = await up.deploy(gpu="1", min="1", budget="1000", method="PUT")
+            await until(lambda: not fleet.rollout.status)
+            assert not up.host.started
+            now_ns = time.time_ns
+            monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 86_400 * SECOND)
+            await until(lambda: fleet.available)
+
+    run(scenario())
+
+
 def test_what_is_held_without_a_gpu_or_by_others_is_not_its(state_dir):
     async def scenario():
         async with running(state_dir) as up:
