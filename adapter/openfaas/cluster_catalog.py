@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +99,8 @@ class ClusterCatalog:
         self._known: dict[str, Namespace] = {}
         self._records: dict[str, Record] = {}
         self._writing: set[str] = set()  # keys
-        self._removed: deque[str] = deque(maxlen=_REMEMBERED)  # uids: late news of them is no news
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        """Uids, and the version after which news is not late; empty: not before the watch has told of the end."""
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._informers: dict[str, Informer[Record]] = {}
         self._namespaces = Informer(api, NAMESPACES.path(), lambda data: read_namespace(data, default))
@@ -232,6 +233,7 @@ class ClusterCatalog:
         if new is None:
             if old is not None:
                 self._lose(old)
+                self._gone[old.uid] = old.version  # told in order: if it comes again, others have marked it again
             return
         if not self._accept(new) or new.key in self._writing:
             return
@@ -246,7 +248,7 @@ class ClusterCatalog:
     def _accept(self, new: Record) -> bool:
         """Whether that is news."""
         old = self._records.get(new.key)
-        if new.uid in self._removed or old == new or (old is not None and is_before(new.version, old.version)):
+        if old == new or self._is_late(new) or (old is not None and is_before(new.version, old.version)):
             return False
         if old is not None and old.uid != new.uid:
             self._lose(old)  # and made anew: another function, whose revisions count from the beginning
@@ -256,13 +258,19 @@ class ClusterCatalog:
         self._records[new.key] = new
         return True
 
+    def _is_late(self, new: Record) -> bool:
+        end = self._gone.get(new.uid)
+        return end is not None and not is_before(end, new.version)
+
     def _lose(self, record: Record) -> None:
         """Others have removed it."""
         if self._forget(record) and self._listener is not None:
             self._listener.removed(record.key)
 
     def _forget(self, record: Record) -> bool:
-        self._removed.append(record.uid)
+        self._gone[record.uid] = ""
+        if len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
         known = self._records.get(record.key)
         if known is None or known.uid != record.uid:
             return False
@@ -316,6 +324,7 @@ class ClusterCatalog:
         del self._informers[name]
         for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
             self._lose(record)
+            del self._gone[record.uid]  # who comes back lists anew
         self._left(name)
 
     def namespaces(self) -> list[str]:

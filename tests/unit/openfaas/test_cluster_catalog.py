@@ -222,6 +222,38 @@ def test_a_record_that_others_touched_without_an_edit_can_be_deployed_on_top_of(
     run(scenario())
 
 
+def test_a_record_that_was_not_marked_as_ours_for_a_while_is_the_same_function_again():
+    async def scenario():
+        async with opened() as place:
+            entry = await place.catalog.put(FN, "")
+            record = json.loads(json.dumps(place.fake.objects[PATH]))
+            labels = record["metadata"].pop("labels")
+            await place.fake.put(PATH, record)
+            await until(lambda: place.told.news == [("fn.openfaas-fn", "removed")])
+            await place.fake.put(PATH, {**record, "metadata": {**record["metadata"], "labels": labels}})
+            await until(lambda: place.told.news[1:] == [("fn.openfaas-fn", 1)])
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert (await place.catalog.put(FN, "")).revision == 2
+
+    run(scenario())
+
+
+def test_functions_of_a_namespace_that_was_not_marked_for_a_while_are_there_again():
+    async def scenario():
+        async with opened() as place:
+            path, team = NAMESPACES.path(name="team"), {"metadata": {"name": "team", "labels": {"openfaas": "1"}}}
+            await place.fake.put(path, team)
+            await until(lambda: "team" in place.catalog.namespaces())
+            entry = await place.catalog.put(FunctionDeployment("fn", "x", namespace="team"), "")
+            await place.fake.put(path, {"metadata": {"name": "team"}})
+            await until(lambda: place.told.news == [("fn.team", "removed")])
+            await place.fake.put(path, team)
+            await until(lambda: place.told.news[1:] == [("fn.team", 1)])
+            assert place.catalog.get("fn.team") == entry
+
+    run(scenario())
+
+
 def test_late_news_of_a_function_that_was_removed_and_deployed_anew_is_no_news():
     async def scenario():
         async with opened() as place:
