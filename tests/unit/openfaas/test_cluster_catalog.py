@@ -173,7 +173,7 @@ _BROKEN = (
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"service": 1}', *(json.dumps(FN.to_json() | change) for change in _BROKEN)]
+    "text", ["{", "[" * 100_000, "[]", '{"service": 1}', *(json.dumps(FN.to_json() | change) for change in _BROKEN)]
 )
 def test_an_edit_that_breaks_a_record_leaves_what_runs(text):
     async def scenario():
