@@ -43,7 +43,8 @@ class EventRecorder:
     async def say(self, about: Mapping[str, Any], reason: str, message: str, *, is_warning: bool = True) -> None:
         """`reason` is a word in CamelCase. `about`: an object reference (``apiVersion, kind, namespace, name, uid``).
 
-        The same again is counted on the same Event, at most every few minutes; while it is being said, nobody else says it.
+        The same again is counted on the same Event, at most every few minutes; who finds it while it is being said
+        need not say it.
         """
         message = message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 1] + "…"
         key = str(about.get("uid") or about["name"]), reason, message
