@@ -23,7 +23,7 @@ from yarl import URL
 from adapter import __version__
 from adapter.cluster.backoff import pause_s
 from adapter.cluster.calls import GONE, JSON, Call, code_of, error_of, garbled, may_repeat, unreached
-from adapter.cluster.connections import Connections
+from adapter.cluster.connections import Connections, body_of
 from adapter.cluster.credentials import Access, Credentials
 from adapter.cluster.listing import ITEM, read_list
 from adapter.errors import AdapterError, Conflict, NotFound, Overloaded, Timeout, Unavailable
@@ -406,12 +406,10 @@ async def _read_page(
 
 
 async def _body(response: aiohttp.ClientResponse, call: Call, limit_bytes: int = _ANSWER_LIMIT_BYTES) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit_bytes:
-            raise garbled(call.path)
-    return bytes(body)
+    body = await body_of(response, limit_bytes)
+    if body is None:
+        raise garbled(call.path)
+    return body
 
 
 def _parsed(text: str | bytes, path: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime as dt
+import gzip
 import ssl
 import time
+import tracemalloc
 from contextlib import asynccontextmanager
 
 import pytest
@@ -129,6 +131,32 @@ def test_one_that_says_nothing_is_not_waited_for(tmp_path, trusted, monkeypatch)
             with pytest.raises(Timeout):
                 await ask(address, trusted)
             over.set()
+
+    asyncio.run(scene())
+
+
+def test_an_answer_is_kept_to_a_length_also_where_it_came_short(tmp_path, trusted, monkeypatch):
+    monkeypatch.setattr("adapter.ledger.connection._ANSWER_LIMIT_BYTES", 2**20)
+    packed = gzip.compress(b"0" * 2**26)
+    answers = iter([web.Response(body=b"0" * 2**23), web.Response(body=packed, headers={"Content-Encoding": "gzip"})])
+
+    async def scene():
+        async def much(request):
+            return next(answers)
+
+        app = web.Application()
+        app.router.add_get("/v1/activity", much)
+        async with served(tmp_path, app) as address:
+            with pytest.raises(Unavailable, match="answer") as long:
+                await ask(address, trusted)
+            assert "longer" in long.value.why
+            tracemalloc.start()
+            try:
+                with pytest.raises(Unavailable, match="answer"):
+                    await ask(address, trusted)
+                assert tracemalloc.get_traced_memory()[1] < 2**24
+            finally:
+                tracemalloc.stop()
 
     asyncio.run(scene())
 
