@@ -179,7 +179,10 @@ def test_what_is_held_after_this_machine_slept_over_midnight_is_held_on_the_new_
         one.grant = Grant(Want("fn.ns", 1), devices=(GPU,), is_held=True)
         recorder.observe(one)
         monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 86_400 * 10**9)
-        while not await recorder.held(*utc_day(time.time_ns())):
+        for _ in range(500):
+            if await recorder.held(*utc_day(time.time_ns())):
+                return
             await asyncio.sleep(0.01)
+        raise AssertionError("nothing was held today")
 
     recorded(ledger, work)
