@@ -17,7 +17,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapter.cluster.api import Api
@@ -235,6 +235,9 @@ class ClusterCatalog:
                 self._lose(old)
                 self._gone[old.uid] = old.version  # told in order: if it comes again, others have marked it again
             return
+        known = self._records.get(new.key)
+        if known is not None and _is_put_back(new, known):
+            new = replace(new, is_edited=True)
         if not self._accept(new) or new.key in self._writing:
             return
         if new.problem:
@@ -287,7 +290,8 @@ class ClusterCatalog:
             image = ImageFacts(wanted.image, note=f"the image could not be looked at: {error.message}")
         try:
             with self._writes(record.key):
-                written = await self._write(wanted, image, record)
+                known = self._records.get(record.key, record)  # its revisions count on, whatever the edit says
+                written = await self._write(wanted, image, replace(record, entry=known.entry or record.entry))
                 self._accept(written)
         except AdapterError as error:
             fields = {"function": record.key, "why": error.why or error.message}
@@ -409,3 +413,11 @@ def _is_revision_after(new: Record, old: Record) -> bool:
     if new.entry is None or new.is_edited:
         return False
     return old.entry is None or new.entry.revision > old.entry.revision
+
+
+def _is_put_back(new: Record, known: Record) -> bool:
+    """Whether others wrote a revision of before over a later one: whoever deploys counts on."""
+    if new.entry is None or known.entry is None or new.uid != known.uid or _is_revision_after(new, known):
+        return False
+    is_late = new.version != known.version and not is_before(known.version, new.version)
+    return not is_late and new.entry.deployment != known.entry.deployment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 from contextlib import asynccontextmanager
 
@@ -148,6 +149,29 @@ def test_an_edit_by_hand_is_a_deploy_of_which_a_revision_is_made():
             assert place.fake.objects[PATH]["data"]["revision"] == "2"
 
     run(scenario())
+
+
+def test_a_record_of_before_that_others_put_back_is_a_deploy_too():
+    """Out of a backup, with all that was in it."""
+
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            before = json.loads(json.dumps(place.fake.objects[PATH]["data"]))
+            for image in ("fn:2", "fn:3"):
+                await place.catalog.put(dataclasses.replace(FN, image=image), "")
+            for data, image in ((before, "fn:1"), (before | {"deployment": json.dumps(_of("fn:4"))}, "fn:4")):
+                record = json.loads(json.dumps(place.fake.objects[PATH]))
+                await place.fake.put(PATH, {**record, "data": data})
+                await until(lambda image=image: place.catalog.get("fn.openfaas-fn").deployment.image == image)
+            assert place.told.news == [("fn.openfaas-fn", 4), ("fn.openfaas-fn", 5)]
+            assert read_record(place.fake.objects[PATH]).entry == place.catalog.get("fn.openfaas-fn")
+
+    run(scenario())
+
+
+def _of(image: str) -> dict:
+    return FN.to_json() | {"image": image}
 
 
 def test_an_edit_whose_image_cannot_be_looked_at_is_taken_with_a_note():
