@@ -10,6 +10,7 @@ import asyncio
 import copy
 import io
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -22,7 +23,7 @@ from yarl import URL
 from adapter import __version__
 from adapter.cluster.backoff import pause_s
 from adapter.cluster.calls import GONE, JSON, Call, code_of, error_of, garbled, may_repeat, unreached
-from adapter.cluster.connections import Connections
+from adapter.cluster.connections import Connections, body_of
 from adapter.cluster.credentials import Access, Credentials
 from adapter.cluster.listing import ITEM, read_list
 from adapter.errors import AdapterError, Conflict, NotFound, Overloaded, Timeout, Unavailable
@@ -78,11 +79,14 @@ class Pace:
         self._free_at = clock() - burst / per_s
         """When the next call's turn would be, were there no burst."""
 
-    def delay_s(self) -> float:
-        """Take a turn; seconds until it comes."""
+    def delay_s(self, limit_s: float = math.inf) -> float:
+        """Seconds until the next turn; it is taken where that is no more than `limit_s`."""
         now = self._clock()
-        self._free_at = max(self._free_at, now - self._burst / self._per_s) + 1 / self._per_s
-        return max(0.0, self._free_at - now)
+        turn_at = max(self._free_at, now - self._burst / self._per_s) + 1 / self._per_s
+        wait_s = max(0.0, turn_at - now)
+        if wait_s <= limit_s:
+            self._free_at = turn_at
+        return wait_s
 
 
 class Api:
@@ -183,8 +187,9 @@ class Api:
     ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """``(type, object)`` of each event after `resource_version`, bookmarks included, until the server ends it.
 
-        It does after `timeout_s`; `on_open` is called when it has agreed. Raises `Timeout` after `silence_s` without a byte: bookmarks come about once a
-        minute, so such a watch is dead. Raises `Unavailable` with `GONE` where the version is too old.
+        It does after `timeout_s`; `on_open` is called when it has agreed. Raises `Timeout` after `silence_s` without a
+        byte: bookmarks come about once a minute, so such a watch is dead. Raises `Unavailable` with `GONE` where the
+        version is too old.
         """
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
         params["timeoutSeconds"] = str(max(1, round(timeout_s)))
@@ -304,7 +309,8 @@ class Api:
         end = time.monotonic() + patience.total_s
         for attempt in range(1, patience.attempts + 1):
             if patience.paced:
-                await asyncio.sleep(min(self._pace.delay_s(), max(0.0, end - time.monotonic())))
+                left_s = max(0.0, end - time.monotonic())
+                await asyncio.sleep(min(self._pace.delay_s(left_s), left_s))
             try:
                 return await self._attempt(call, self._limit_s(call, end))
             except (Unavailable, Overloaded, Timeout) as exc:
@@ -400,12 +406,10 @@ async def _read_page(
 
 
 async def _body(response: aiohttp.ClientResponse, call: Call, limit_bytes: int = _ANSWER_LIMIT_BYTES) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit_bytes:
-            raise garbled(call.path)
-    return bytes(body)
+    body = await body_of(response, limit_bytes)
+    if body is None:
+        raise garbled(call.path)
+    return body
 
 
 def _parsed(text: str | bytes, path: str) -> dict[str, Any]:

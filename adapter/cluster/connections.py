@@ -1,4 +1,4 @@
-"""Connections that end with the client that opened them."""
+"""Connections that end with the client that opened them, and answers that are no longer than they may be."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ class Connections(aiohttp.TCPConnector):
         for transport in tuple(self._opened):
             transport.abort()
         await asyncio.sleep(0)  # what is aborted, here or in a handshake, is closed in the loop's next turn
+
+
+async def body_of(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes | None:
+    """None where it is longer. Of a client that does not unpack what it gets: packed, it could be of any length."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > limit_bytes:
+            return None
+    return bytes(body)

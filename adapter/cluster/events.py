@@ -38,19 +38,25 @@ class EventRecorder:
         self._api, self._component, self._clock = api, f"gpufn.dev/{component}", clock
         self._instance = socket.gethostname()[:128]
         self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
+        self._saying: set[tuple[str, str, str]] = set()
 
     async def say(self, about: Mapping[str, Any], reason: str, message: str, *, is_warning: bool = True) -> None:
         """`reason` is a word in CamelCase. `about`: an object reference (``apiVersion, kind, namespace, name, uid``).
 
-        The same again is counted on the same Event, at most every few minutes.
+        The same again is counted on the same Event, at most every few minutes; who finds it while it is being said
+        need not say it.
         """
         message = message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 1] + "…"
         key = str(about.get("uid") or about["name"]), reason, message
         said = self._said.get(key)
-        if said is not None and self._clock() - said.at < _SAID_AGAIN_S:
+        if key in self._saying or (said is not None and self._clock() - said.at < _SAID_AGAIN_S):
             return
-        if said is None or not await self._count(about, said):
-            said = await self._create(about, reason, message, is_warning=is_warning)
+        self._saying.add(key)
+        try:
+            if said is None or not await self._count(about, said):
+                said = await self._create(about, reason, message, is_warning=is_warning)
+        finally:
+            self._saying.remove(key)
         said.at = self._clock()
         self._said[key] = said
         self._said.move_to_end(key)

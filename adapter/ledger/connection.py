@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from adapter.cluster.connections import Connections
+from adapter.cluster.connections import Connections, body_of
 from adapter.errors import Timeout, Unavailable
 from adapter.keys import SYSTEM_NAMESPACE
 from adapter.ledger.client import Question
@@ -22,6 +22,9 @@ ADDRESS = f"https://gpufn-ledger.{SYSTEM_NAMESPACE}.svc:8443"
 FOLDER = Path("/var/run/secrets/gpufn.dev/ledger")
 """With ``token`` and ``ca.crt``, where pods of ours have them."""
 _LIMIT_S = 30.0
+_ANSWER_LIMIT_BYTES = 256 * 2**20
+_RECEIPT_LIMIT_BYTES = 8 * 2**20
+"""Of what was delivered: an agent has little memory."""
 _SAID_LIMIT = 300
 
 
@@ -38,8 +41,12 @@ class LedgerConnection:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> LedgerConnection:
-        limit = aiohttp.ClientTimeout(total=_LIMIT_S)
-        self._session = aiohttp.ClientSession(connector=Connections(), timeout=limit)
+        self._session = aiohttp.ClientSession(
+            connector=Connections(),
+            timeout=aiohttp.ClientTimeout(total=_LIMIT_S),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+        )
         return self
 
     async def __aexit__(self, *args: object) -> None:
@@ -47,13 +54,16 @@ class LedgerConnection:
             await self._session.close()
 
     async def ask(self, question: Question[T]) -> T:
-        return question.read(await self._call("GET", question.path, params=question.query))
+        return question.read(await self._call("GET", question.path, _ANSWER_LIMIT_BYTES, params=question.query))
 
     async def deliver(self, lines: bytes) -> Any:
         """Records as `adapter.ledger.wire` has them; the answer's JSON."""
-        return await self._call("POST", "/v1/records", data=lines, headers={"Content-Type": "application/x-ndjson"})
+        kind = {"Content-Type": "application/x-ndjson"}
+        return await self._call("POST", "/v1/records", _RECEIPT_LIMIT_BYTES, data=lines, headers=kind)
 
-    async def _call(self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any) -> Any:
+    async def _call(
+        self, method: str, path: str, limit_bytes: int, headers: dict[str, str] | None = None, **content: Any
+    ) -> Any:
         assert self._session is not None, "LedgerConnection is used with `async with`"
         token, tls = self._trusted()
         headers = {"Authorization": f"Bearer {token}", **(headers or {})}
@@ -62,12 +72,15 @@ class LedgerConnection:
             async with self._session.request(
                 method, address, headers=headers, ssl=tls, allow_redirects=False, **content
             ) as response:
-                body = await response.read()
+                body = await body_of(response, limit_bytes)
         except asyncio.TimeoutError as exc:
             raise Timeout("The ledger does not answer.", why=f"Not within {_LIMIT_S:g} s.") from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:  # ValueError: of a token that no header can have
             why = f"{type(exc).__name__}: {exc}"[:_SAID_LIMIT]
             raise Unavailable("The ledger cannot be reached.", why=why, code="ledger-unreachable") from exc
+        if body is None:
+            why = f"It is longer than {limit_bytes} bytes."
+            raise Unavailable("The ledger's answer is none.", why=why, code="ledger-answer")
         return _answer(response.status, body)
 
     def _trusted(self) -> tuple[str, ssl.SSLContext | bool]:
@@ -77,6 +90,8 @@ class LedgerConnection:
             if urlsplit(self._address).scheme != "https":
                 return token, True
             authority = (self._folder / "ca.crt").read_bytes()
+            if not authority:  # with none, `ssl` trusts whoever this machine trusts for the web
+                raise ValueError("ca.crt is empty")
             if self._tls is None or self._tls[0] != authority:
                 self._tls = authority, ssl.create_default_context(cadata=authority.decode())
             return token, self._tls[1]

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapter.cluster.api import Api
@@ -99,7 +99,8 @@ class ClusterCatalog:
         self._known: dict[str, Namespace] = {}
         self._records: dict[str, Record] = {}
         self._writing: set[str] = set()  # keys
-        self._removed: deque[str] = deque(maxlen=_REMEMBERED)  # uids: late news of them is no news
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        """Uids, and the version after which news is not late; empty: not before the watch has told of the end."""
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._informers: dict[str, Informer[Record]] = {}
         self._namespaces = Informer(api, NAMESPACES.path(), lambda data: read_namespace(data, default))
@@ -232,7 +233,11 @@ class ClusterCatalog:
         if new is None:
             if old is not None:
                 self._lose(old)
+                self._gone[old.uid] = old.version  # told in order: if it comes again, others have marked it again
             return
+        known = self._records.get(new.key)
+        if known is not None and _is_put_back(new, known):
+            new = replace(new, is_edited=True)
         if not self._accept(new) or new.key in self._writing:
             return
         if new.problem:
@@ -246,18 +251,19 @@ class ClusterCatalog:
     def _accept(self, new: Record) -> bool:
         """Whether that is news."""
         old = self._records.get(new.key)
-        if new.uid in self._removed or old == new or (old is not None and is_before(new.version, old.version)):
+        if old == new or self._is_late(new) or (old is not None and is_before(new.version, old.version)):
             return False
         if old is not None and old.uid != new.uid:
             self._lose(old)  # and made anew: another function, whose revisions count from the beginning
-        elif old is not None:
-            if new.entry is None or new.is_edited:  # what runs stays until the edit is a revision
-                self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
-                return True
-            if old.entry is not None and new.entry.revision <= old.entry.revision:
-                return False
+        elif old is not None and not _is_revision_after(new, old):  # what runs stays until an edit is one
+            self._records[new.key] = Record(new.key, new.uid, new.version, old.entry)
+            return new.entry is None or new.is_edited
         self._records[new.key] = new
         return True
+
+    def _is_late(self, new: Record) -> bool:
+        end = self._gone.get(new.uid)
+        return end is not None and not is_before(end, new.version)
 
     def _lose(self, record: Record) -> None:
         """Others have removed it."""
@@ -265,7 +271,9 @@ class ClusterCatalog:
             self._listener.removed(record.key)
 
     def _forget(self, record: Record) -> bool:
-        self._removed.append(record.uid)
+        self._gone[record.uid] = ""
+        if len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
         known = self._records.get(record.key)
         if known is None or known.uid != record.uid:
             return False
@@ -282,7 +290,8 @@ class ClusterCatalog:
             image = ImageFacts(wanted.image, note=f"the image could not be looked at: {error.message}")
         try:
             with self._writes(record.key):
-                written = await self._write(wanted, image, record)
+                known = self._records.get(record.key, record)  # its revisions count on, whatever the edit says
+                written = await self._write(wanted, image, replace(record, entry=known.entry or record.entry))
                 self._accept(written)
         except AdapterError as error:
             fields = {"function": record.key, "why": error.why or error.message}
@@ -319,6 +328,7 @@ class ClusterCatalog:
         del self._informers[name]
         for record in [r for r in self._records.values() if r.key.rpartition(".")[2] == name]:
             self._lose(record)
+            del self._gone[record.uid]  # who comes back lists anew
         self._left(name)
 
     def namespaces(self) -> list[str]:
@@ -397,3 +407,17 @@ class ClusterCatalog:
 
     async def remove_secret(self, namespace: str, name: str) -> None:
         await self._secrets.remove(namespace, name)
+
+
+def _is_revision_after(new: Record, old: Record) -> bool:
+    if new.entry is None or new.is_edited:
+        return False
+    return old.entry is None or new.entry.revision > old.entry.revision
+
+
+def _is_put_back(new: Record, known: Record) -> bool:
+    """Whether others wrote a revision of before over a later one: whoever deploys counts on."""
+    if new.entry is None or known.entry is None or new.uid != known.uid or _is_revision_after(new, known):
+        return False
+    is_late = new.version != known.version and not is_before(known.version, new.version)
+    return not is_late and new.entry.deployment != known.entry.deployment

@@ -75,7 +75,7 @@ def read_record(data: Mapping[str, Any]) -> Record:
         entry = Entry(deployment, revision, metadata["creationTimestamp"], image)
     except ConfigError as error:
         return Record(key, uid, version, None, problem=f"{error.message} {error.why}".strip())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Record(key, uid, version, None, problem=f"{type(error).__name__}: {error}")
     return Record(key, uid, version, entry, is_edited)
 

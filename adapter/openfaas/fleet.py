@@ -42,7 +42,8 @@ STOP_GRACE_S = 35.0
 """Longer than an entrypoint's own drain, so that a drain ends by itself."""
 
 SPENT_RETRY_S = 60.0
-"""Until the next try to start a revision that is to follow, where a cluster's webhook refuses it for a spent budget."""
+"""While a budget is spent, until it is looked again whether what is to run may: a minimum, or a revision that is to
+follow, where a cluster's webhook refuses it."""
 
 _TIMER_SLACK_S = 0.005
 """Timers may fire a little early; what is due then must be due."""
@@ -292,7 +293,7 @@ class Fleet:
         if self._setbacks.holds(now) and (self._waiters or self._floor or self.deployment.spec.min_replicas):
             deadlines.append(self._setbacks.retry_at_s)
         if spent_s and self.deployment.spec.min_replicas:
-            deadlines.append(now + spent_s)
+            deadlines.append(now + min(spent_s, SPENT_RETRY_S))  # the calendar may jump meanwhile
         deadlines += [instant for instant in self._expectation() if instant > now]
         soonest = min((d for d in deadlines if d is not None), default=None)
         if soonest is not None:
@@ -516,7 +517,7 @@ class Fleet:
         """Everybody who waits hears why, unless others serve; the next try waits longer."""
         fields = {"function": deployment.key, "revision": deployment.revision, "why": error.why or error.message}
         logger.warning("a start failed", extra={"fields": fields})
-        if error.code == SPENT_CODE and self._may_follow(deployment):
+        if error.code == SPENT_CODE and self._follows(deployment):
             asyncio.get_running_loop().call_later(SPENT_RETRY_S, self._start_next, deployment)
             return
         if self.rollout.fail(deployment, error):
@@ -528,12 +529,13 @@ class Fleet:
             self._waiters.fail(lambda: self._setbacks.for_caller(self.deployment, self.clock()))
 
     def _start_next(self, deployment: Deployment) -> None:
-        if self._closing is None and self._may_follow(deployment):
+        """Unless nothing runs any more that it would follow: then it is started when somebody wants it."""
+        if self._closing is None and self._follows(deployment) and self._capable():
             self._run_start(deployment, firm=True, upcoming=True)
 
-    def _may_follow(self, deployment: Deployment) -> bool:
-        """Whether it is the revision that takes over from one that still runs."""
-        return self.rollout.wants(deployment) and deployment is not self.deployment and self._capable() > 0
+    def _follows(self, deployment: Deployment) -> bool:
+        """Whether it is the revision that is to take over."""
+        return self.rollout.wants(deployment) and deployment is not self.deployment
 
     # Replicas of another life -------------------------------------------------------------------
 

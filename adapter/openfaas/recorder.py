@@ -148,6 +148,7 @@ class LedgerRecorder:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            self._leases.set_calendar(time.time_ns(), time.monotonic_ns())
             self._keep(self._leases.heartbeat(time.monotonic_ns()))
 
     async def _write(self) -> None:

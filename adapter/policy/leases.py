@@ -1,8 +1,9 @@
 """Leases as intervals: what a replica held, in which phase, from when to when.
 
-Pure: the monotonic clock is passed in. Wall time comes from one anchor, taken once a process, so that a
-stepped wall clock makes no interval negative and none overlap. A heartbeat closes every open interval and
-opens the next one, so that a crash loses at most one heartbeat.
+Pure: the clocks are passed in. Durations are the monotonic one's; when they were, an anchor says, one instant on
+both clocks. A lease follows the calendar ahead only, so that a stepped wall clock makes no interval negative, longer
+or shorter, and none overlap. A heartbeat closes every open interval and opens the next one, so that a crash loses at
+most one heartbeat.
 
 A busy replica may change between running and idle thousands of times a second. Between two heartbeats those
 times are added up, and stand in the ledger as one interval each, one after the other: rows stay few, sums
@@ -20,6 +21,9 @@ CPU_DEVICE = "cpu"
 
 _REMEMBERED = 10_000
 """Ended replicas that are still known as such: many times what one process has about to end at once."""
+
+_STEP_NS = 10**9
+"""Clocks that differ by less are the same: so long may pass between two looks at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,11 @@ _ADDED_UP = frozenset({LeasePhase.RUNNING, LeasePhase.IDLE})
 
 @dataclass(slots=True)
 class _Open:
-    """`spent_ns` is what no interval tells yet: from `told_ns` to `since_ns`, where the present phase began."""
+    """`spent_ns` is what no interval tells yet: from `told_ns` to `since_ns`, where the present phase began.
+    `ahead_ns`: of the monotonic clock, in which all of these are, the calendar is so much."""
 
     holder: Holder
+    ahead_ns: int
     phase: LeasePhase
     since_ns: int
     told_ns: int
@@ -79,7 +85,7 @@ class LeaseTracker:
         if lease is None and holder.replica in self._ended:
             return []
         if lease is None:
-            self._open[holder.replica] = _Open(holder, phase, now_ns, now_ns)
+            self._open[holder.replica] = _Open(holder, self._ahead_ns, phase, now_ns, now_ns)
             return []
         if lease.holder != holder:
             return self._change_holder(lease, holder, phase, now_ns)
@@ -102,6 +108,14 @@ class LeaseTracker:
             lease.move_to(lease.phase, now_ns)
             intervals += self._tell(lease)
         return intervals
+
+    def set_calendar(self, wall_ns: int, now_ns: int) -> None:
+        """The present instant on both clocks: the calendar may have been set, or this machine may have slept."""
+        ahead_ns = wall_ns - now_ns
+        if abs(ahead_ns - self._ahead_ns) >= _STEP_NS:
+            self.wall_anchor_ns, self.monotonic_anchor_ns = wall_ns, now_ns
+            for lease in self._open.values():
+                lease.ahead_ns = max(lease.ahead_ns, ahead_ns)
 
     def untold(self, now_ns: int) -> list[LeaseInterval]:
         """What no interval tells yet, up to now: to look at, another call tells it."""
@@ -138,9 +152,10 @@ class LeaseTracker:
             id=f"{lease.holder.replica}:{lease.sequence}",
             **asdict(lease.holder),
             phase=phase,
-            started_at_ns=self._wall(lease.told_ns),
-            ended_at_ns=self._wall(end_ns),
+            started_at_ns=lease.told_ns + lease.ahead_ns,
+            ended_at_ns=end_ns + lease.ahead_ns,
         )
 
-    def _wall(self, monotonic_ns: int) -> int:
-        return self.wall_anchor_ns + monotonic_ns - self.monotonic_anchor_ns
+    @property
+    def _ahead_ns(self) -> int:
+        return self.wall_anchor_ns - self.monotonic_anchor_ns

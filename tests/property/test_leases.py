@@ -102,6 +102,37 @@ def test_a_clock_that_goes_back_loses_and_doubles_nothing():
     assert second.ended_at_ns - first.started_at_ns == 200
 
 
+@given(st.lists(st.tuples(st.integers(1, 10**10), st.integers(-(10**15), 10**15)), max_size=20))
+def test_a_calendar_that_is_set_makes_no_lease_longer_and_none_overlap(steps):
+    tracker, now_ns, intervals = LeaseTracker(WALL_NS, MONOTONIC_NS), MONOTONIC_NS, []
+    tracker.observe(holder(0), LeasePhase.IDLE, now_ns)
+    for step_ns, jump_ns in steps:
+        now_ns += step_ns
+        tracker.set_calendar(WALL_NS + now_ns + jump_ns, now_ns)
+        intervals += tracker.heartbeat(now_ns)
+    assert sum(i.ended_at_ns - i.started_at_ns for i in intervals) == now_ns - MONOTONIC_NS
+    assert all(first.ended_at_ns <= second.started_at_ns for first, second in pairwise(intervals))
+
+
+def test_leases_follow_a_calendar_ahead_and_those_that_begin_then_wherever_it_is():
+    tracker, hour_ns = LeaseTracker(WALL_NS, 0), 3600 * 10**9
+    tracker.observe(holder(0), LeasePhase.IDLE, 0)
+    tracker.set_calendar(WALL_NS + hour_ns, 10)
+    (slept,) = tracker.heartbeat(10)
+    assert (slept.started_at_ns, slept.ended_at_ns) == (WALL_NS + hour_ns - 10, WALL_NS + hour_ns)
+    tracker.set_calendar(WALL_NS - hour_ns, 20)
+    tracker.observe(holder(1), LeasePhase.IDLE, 20)
+    old, new = tracker.heartbeat(30)
+    assert (old.started_at_ns, new.started_at_ns) == (WALL_NS + hour_ns, WALL_NS - hour_ns)
+
+
+def test_two_looks_at_the_clocks_are_never_at_once():
+    tracker = LeaseTracker(WALL_NS, 0)
+    tracker.observe(holder(0), LeasePhase.IDLE, 0)
+    tracker.set_calendar(WALL_NS + 10**9 - 1, 0)
+    assert tracker.heartbeat(10)[0].started_at_ns == WALL_NS
+
+
 def test_an_interval_carries_the_holder():
     tracker = LeaseTracker(WALL_NS, MONOTONIC_NS)
     tracker.observe(holder(7), LeasePhase.RUNNING, 0)

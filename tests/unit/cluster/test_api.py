@@ -248,6 +248,19 @@ def test_more_calls_than_the_burst_wait_for_their_turns():
     assert [pace.delay_s() for _ in range(41)] == pytest.approx([0.0] * 40 + [0.05])
 
 
+def test_calls_that_are_given_up_before_their_turn_leave_it_to_others():
+    """Made-up tokens make a ledger ask as often as they are shown: others must not wait for minutes after the last."""
+
+    async def scene(server, api):
+        await api.create(CONFIG_MAPS.path("ns"), BODY)
+        many = (api.get(PATH, patience=HASTY) for _ in range(500))
+        assert any(isinstance(each, Timeout) for each in await asyncio.gather(*many, return_exceptions=True))
+        await asyncio.sleep(HASTY.total_s)
+        assert await api.get(PATH, patience=HASTY)
+
+    play(scene, pace=Pace(per_s=20, burst=40))
+
+
 def test_who_may_lead_no_more_writes_no_more_but_reads():
     async def scene(server, api):
         left = [5.0]

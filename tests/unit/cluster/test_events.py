@@ -41,6 +41,29 @@ def test_the_same_again_is_one_event_that_counts_and_not_each_time():
     play(scene)
 
 
+def test_what_several_find_at_once_is_one_event():
+    async def scene(server, recorder, now):
+        for now[0] in (0, 400):
+            await asyncio.gather(*(recorder.say(POD, "NoNodeFits", "None fits.") for _ in range(4)))
+        [event] = events(server)
+        assert event["series"]["count"] == 2
+
+    play(scene)
+
+
+def test_what_could_not_be_said_is_tried_again():
+    async def scene(server, recorder, now):
+        gone = asyncio.create_task(recorder.say(POD, "NoNodeFits", "None fits."))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait([gone])
+        server.objects.clear()
+        await recorder.say(POD, "NoNodeFits", "None fits.")
+        assert len(events(server)) == 1
+
+    play(scene)
+
+
 def test_something_else_is_another_event():
     async def scene(server, recorder, now):
         await recorder.say(POD, "NoNodeFits", "None of 3 fits.")

@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime as dt
+import gzip
 import ssl
 import time
+import tracemalloc
 from contextlib import asynccontextmanager
 
 import pytest
@@ -106,6 +108,15 @@ def test_a_ledger_whose_certificate_another_signed_is_not_asked(tmp_path, truste
         asked(tmp_path, trusted)
 
 
+@pytest.mark.parametrize("nothing", [b"", b"\n"])
+def test_where_no_authority_is_told_yet_no_other_is_trusted(tmp_path, trusted, monkeypatch, nothing):
+    (tmp_path / "public.pem").write_bytes(AUTHORITY.certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))  # what this machine trusts for the web
+    (trusted / "ca.crt").write_bytes(nothing)
+    with pytest.raises(Unavailable, match="yet"):
+        asked(tmp_path, trusted)
+
+
 def test_one_that_says_nothing_is_not_waited_for(tmp_path, trusted, monkeypatch):
     monkeypatch.setattr("adapter.ledger.connection._LIMIT_S", 0.2)
 
@@ -120,6 +131,32 @@ def test_one_that_says_nothing_is_not_waited_for(tmp_path, trusted, monkeypatch)
             with pytest.raises(Timeout):
                 await ask(address, trusted)
             over.set()
+
+    asyncio.run(scene())
+
+
+def test_an_answer_is_kept_to_a_length_also_where_it_came_short(tmp_path, trusted, monkeypatch):
+    monkeypatch.setattr("adapter.ledger.connection._ANSWER_LIMIT_BYTES", 2**20)
+    packed = gzip.compress(b"0" * 2**26)
+    answers = iter([web.Response(body=b"0" * 2**23), web.Response(body=packed, headers={"Content-Encoding": "gzip"})])
+
+    async def scene():
+        async def much(request):
+            return next(answers)
+
+        app = web.Application()
+        app.router.add_get("/v1/activity", much)
+        async with served(tmp_path, app) as address:
+            with pytest.raises(Unavailable, match="answer") as long:
+                await ask(address, trusted)
+            assert "longer" in long.value.why
+            tracemalloc.start()
+            try:
+                with pytest.raises(Unavailable, match="answer"):
+                    await ask(address, trusted)
+                assert tracemalloc.get_traced_memory()[1] < 2**24
+            finally:
+                tracemalloc.stop()
 
     asyncio.run(scene())
 

@@ -254,6 +254,44 @@ def test_a_revision_whose_start_others_refuse_waits_for_its_turn_and_the_old_one
     run(scenario())
 
 
+def test_a_revision_that_is_refused_when_the_old_one_has_just_gone_to_rest_is_the_function_then(state_dir):
+    async def scenario():
+        async with running(state_dir) as up:
+            fleet = await up.deploy(gpu="0.5", initial="1", idle="200ms")
+            old = await up.host.new_replica()
+            old.stop_allowed.clear()  # it drains for a while
+            up.host.may_start.clear()
+            up.host.errors.append(Overloaded("spent", code="budget-spent"))
+            await up.deploy(gpu="0.5", initial="1", idle="200ms", method="PUT")
+            await until(lambda: up.host.started == 2 and old.stop_asked.is_set())
+            up.host.may_start.set()
+            await until(lambda: not up.host.errors)
+            await until(lambda: fleet.deployment.revision == "2")
+            old.stop_allowed.set()
+            assert not fleet.rollout.status
+            assert (await up.call())[0] == 200
+
+    run(scenario())
+
+
+def test_the_minimum_is_there_again_when_the_calendar_jumps_into_the_next_day(state_dir, monkeypatch):
+    """The clock is set, or this machine has slept: timers know nothing of either."""
+    monkeypatch.setattr("adapter.openfaas.fleet.SPENT_RETRY_S", 0.05)
+
+    async def scenario():
+        async with running(state_dir) as up:
+            await up.deploy(gpu="1", budget="1000")
+            await hold(up, 1000)
+            fleet = await up.deploy(gpu="1", min="1", budget="1000", method="PUT")
+            await until(lambda: not fleet.rollout.status)
+            assert not up.host.started
+            now_ns = time.time_ns
+            monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 86_400 * SECOND)
+            await until(lambda: fleet.available)
+
+    run(scenario())
+
+
 def test_what_is_held_without_a_gpu_or_by_others_is_not_its(state_dir):
     async def scenario():
         async with running(state_dir) as up:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 from contextlib import asynccontextmanager
 
@@ -150,6 +151,29 @@ def test_an_edit_by_hand_is_a_deploy_of_which_a_revision_is_made():
     run(scenario())
 
 
+def test_a_record_of_before_that_others_put_back_is_a_deploy_too():
+    """Out of a backup, with all that was in it."""
+
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            before = json.loads(json.dumps(place.fake.objects[PATH]["data"]))
+            for image in ("fn:2", "fn:3"):
+                await place.catalog.put(dataclasses.replace(FN, image=image), "")
+            for data, image in ((before, "fn:1"), (before | {"deployment": json.dumps(_of("fn:4"))}, "fn:4")):
+                record = json.loads(json.dumps(place.fake.objects[PATH]))
+                await place.fake.put(PATH, {**record, "data": data})
+                await until(lambda image=image: place.catalog.get("fn.openfaas-fn").deployment.image == image)
+            assert place.told.news == [("fn.openfaas-fn", 4), ("fn.openfaas-fn", 5)]
+            assert read_record(place.fake.objects[PATH]).entry == place.catalog.get("fn.openfaas-fn")
+
+    run(scenario())
+
+
+def _of(image: str) -> dict:
+    return FN.to_json() | {"image": image}
+
+
 def test_an_edit_whose_image_cannot_be_looked_at_is_taken_with_a_note():
     async def scenario():
         async with opened() as place:
@@ -173,7 +197,7 @@ _BROKEN = (
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"service": 1}', *(json.dumps(FN.to_json() | change) for change in _BROKEN)]
+    "text", ["{", "[" * 100_000, "[]", '{"service": 1}', *(json.dumps(FN.to_json() | change) for change in _BROKEN)]
 )
 def test_an_edit_that_breaks_a_record_leaves_what_runs(text):
     async def scenario():
@@ -201,6 +225,55 @@ def test_a_write_that_another_was_faster_than_goes_on_top_of_it():
             await place.fake.remove(PATH)
             assert (await place.catalog.put(FN, "")).revision == 1
             place.fake.silent.clear()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("data", [{}, {"revision": "1"}], ids=["what is beside it", "its count"])
+def test_a_record_that_others_touched_without_an_edit_can_be_deployed_on_top_of(data):
+    async def scenario():
+        async with opened() as place:
+            await place.catalog.put(FN, "")
+            await place.catalog.put(FN, "")
+            record = json.loads(json.dumps(place.fake.objects[PATH]))
+            record["metadata"]["annotations"] = {"team": "a"}
+            record["data"] |= data
+            await place.fake.put(PATH, record)
+            assert (await place.catalog.put(FN, "")).revision == 3
+            assert read_record(place.fake.objects[PATH]).entry.revision == 3
+            assert place.told.news == []
+
+    run(scenario())
+
+
+def test_a_record_that_was_not_marked_as_ours_for_a_while_is_the_same_function_again():
+    async def scenario():
+        async with opened() as place:
+            entry = await place.catalog.put(FN, "")
+            record = json.loads(json.dumps(place.fake.objects[PATH]))
+            labels = record["metadata"].pop("labels")
+            await place.fake.put(PATH, record)
+            await until(lambda: place.told.news == [("fn.openfaas-fn", "removed")])
+            await place.fake.put(PATH, {**record, "metadata": {**record["metadata"], "labels": labels}})
+            await until(lambda: place.told.news[1:] == [("fn.openfaas-fn", 1)])
+            assert place.catalog.get("fn.openfaas-fn") == entry
+            assert (await place.catalog.put(FN, "")).revision == 2
+
+    run(scenario())
+
+
+def test_functions_of_a_namespace_that_was_not_marked_for_a_while_are_there_again():
+    async def scenario():
+        async with opened() as place:
+            path, team = NAMESPACES.path(name="team"), {"metadata": {"name": "team", "labels": {"openfaas": "1"}}}
+            await place.fake.put(path, team)
+            await until(lambda: "team" in place.catalog.namespaces())
+            entry = await place.catalog.put(FunctionDeployment("fn", "x", namespace="team"), "")
+            await place.fake.put(path, {"metadata": {"name": "team"}})
+            await until(lambda: place.told.news == [("fn.team", "removed")])
+            await place.fake.put(path, team)
+            await until(lambda: place.told.news[1:] == [("fn.team", 1)])
+            assert place.catalog.get("fn.team") == entry
 
     run(scenario())
 

@@ -9,6 +9,7 @@ from adapter.openfaas import recorder as module
 from adapter.openfaas.gpus import Grant
 from adapter.openfaas.members import Member
 from adapter.openfaas.recorder import LedgerRecorder
+from adapter.policy.budget import utc_day
 from adapter.policy.grants import Device, Want
 from adapter.records import Rung, StartRecord
 from adapter.spec import parse_spec
@@ -164,5 +165,24 @@ def test_what_is_held_now_counts_though_no_row_tells_it_yet():
         assert [interval.replica for interval in ledger.intervals] == ["fn-1"]
         told_s = (ledger.intervals[0].ended_at_ns - ledger.intervals[0].started_at_ns) / 1e9
         assert told_s < held["fn.ns"] <= 2 * (time.monotonic_ns() - began_ns) / 1e9
+
+    recorded(ledger, work)
+
+
+def test_what_is_held_after_this_machine_slept_over_midnight_is_held_on_the_new_day(monkeypatch):
+    """No monotonic clock counts while it sleeps."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
+    ledger, now_ns = FakeLedger(), time.time_ns
+
+    async def work(recorder):
+        one = member(gpu="1")
+        one.grant = Grant(Want("fn.ns", 1), devices=(GPU,), is_held=True)
+        recorder.observe(one)
+        monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 86_400 * 10**9)
+        for _ in range(500):
+            if await recorder.held(*utc_day(time.time_ns())):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("nothing was held today")
 
     recorded(ledger, work)
