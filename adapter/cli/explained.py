@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter.cli.budgeted import budgeted
 from adapter.cli.cluster_nodes import FUNCTION_LABELS, NodeFacts, function_of, read_nodes
-from adapter.cli.keep_alive import kept
+from adapter.cli.keep_alive import Known, kept, known_of
 from adapter.cluster.api import Api
 from adapter.cluster.intent import Intent, read_intent
 from adapter.cluster.inventory import holder
@@ -134,6 +134,7 @@ async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
         raise _not_ours(f"pod {name}", why, f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.")
     unseen = PATCHED_ANNOTATION not in object_in(metadata, "annotations")
     notes = ("the webhook of gpufn's did not see this pod: it is as its framework made it",) if unseen else ()
+    intent = intent.measured((await known_of(api, intent)).load_s)
     facts = {"node": holder(pod), "decision": _decision(pod), "scheduler": _scheduler(pod)}
     return _explained("pod", name, intent, nodes, notes=notes, **facts)
 
@@ -184,12 +185,14 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
     if intent is None:
         why = "It asks for no GPU, and has no annotation of ours."
         raise _not_ours(f"function {name}", why, f"Write {DOMAIN}/… on its template, or a GPU limit.")
-    words, budget = await asyncio.gather(_kept(api, intent, template), budgeted(api, intent))
+    known, budget = await asyncio.gather(known_of(api, intent), budgeted(api, intent))
+    words = await _kept(api, intent, known, template)
+    intent = intent.measured(known.load_s)
     return _explained("function", name, intent, nodes, notes=template.notes, kept=words, budget=budget)
 
 
-async def _kept(api: Api, intent: Intent, template: _Template) -> str:
-    return "" if intent.framework == "plain" else await kept(api, intent, template.revision)
+async def _kept(api: Api, intent: Intent, known: Known, template: _Template) -> str:
+    return "" if intent.framework == "plain" else await kept(api, intent, known, template.revision)
 
 
 async def _template(api: Api, name: str, namespace: str) -> _Template | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from adapter.cli.cluster_ledger import ClusterLedger
@@ -16,6 +17,7 @@ from adapter.errors import AdapterError
 from adapter.knative.autoscaling import MIN_SCALE, Defaults, kept_s, scale_said
 from adapter.knative.tuning import Revision, Traffic, read_revision, traffic_of, tune
 from adapter.ledger.client import activity
+from adapter.policy.activity import Activity
 from adapter.policy.keep_alive import keep_alive
 from adapter.units import format_duration
 
@@ -23,9 +25,21 @@ KNATIVE_NAMESPACE = "knative-serving"
 _LOOK_BACK_NS = 2 * 86400 * 10**9
 
 
-async def kept(api: Api, intent: Intent, revision: Mapping[str, Any] | None) -> str:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger knows of a function; `why_not` in brackets, where it cannot be asked."""
+
+    activity: Activity | None
+    why_not: str = ""
+
+    @property
+    def load_s(self) -> float | None:
+        return None if self.activity is None else self.activity.load_s
+
+
+async def kept(api: Api, intent: Intent, known: Known, revision: Mapping[str, Any] | None) -> str:
     """``26s idle: a cold start takes …``. `revision`: the Knative Revision that serves, if one does."""
-    traffic, unknown = await _traffic(api, intent)
+    traffic, unknown = traffic_of(known.activity, time.time_ns()), known.why_not
     if revision is not None and (ours := read_revision(revision)) is not None:
         return f"{_of_revision(ours, traffic, await knative_defaults(api))}{unknown}"
     found = keep_alive(intent.spec, traffic.habits)
@@ -64,13 +78,12 @@ async def _data(api: Api, name: str) -> Mapping[str, str]:
         return {}
 
 
-async def _traffic(api: Api, intent: Intent) -> tuple[Traffic, str]:
-    """What the ledger knows of the function; and why nothing, where it cannot be asked."""
+async def known_of(api: Api, intent: Intent) -> Known:
     now_ns = time.time_ns()
     try:
         question = activity(now_ns - _LOOK_BACK_NS)
         activities = question.read(await ClusterLedger(api).get(question.path, question.query))
     except AdapterError as error:
-        return Traffic(), f" (its traffic is not known: {error.message[:1].lower()}{error.message[1:].rstrip('.')})"
+        return Known(None, f" (its traffic is not known: {error.message[:1].lower()}{error.message[1:].rstrip('.')})")
     own = (each for each in activities if (each.function, each.namespace) == (intent.function, intent.namespace))
-    return traffic_of(next(own, None), now_ns), ""
+    return Known(next(own, None))

@@ -28,7 +28,7 @@ from adapter.keys import (
     SNAPSHOTS_LABEL,
     TENANT_LABEL,
 )
-from adapter.policy.needs import LOAD_S, Need
+from adapter.policy.needs import Need
 from adapter.policy.node_terms import NodeTerms, Requirement, Toleration
 from adapter.spec import MAX_GPUS, FunctionSpec, asked_in, parse_spec
 
@@ -89,6 +89,10 @@ class Intent:
     def key(self) -> str:
         return f"{self.function}.{self.namespace}"
 
+    def measured(self, load_s: float | None) -> Intent:
+        """With how long its start without a snapshot takes, if that was ever measured."""
+        return self if load_s is None else replace(self, need=replace(self.need, load_s=load_s))
+
 
 def read_intent(
     pod: Mapping[str, Any],
@@ -97,13 +101,11 @@ def read_intent(
     namespace_labels: Mapping[str, str],
     function: str = "",
     framework: str = "",
-    load_s: float = LOAD_S,
 ) -> Intent | None:
     """What a pod asks, or the template of one; None where it is none of ours.
 
     `namespace` and its labels, because a pod that is being made may not say where. `function` and `framework` name
-    a template that has not got its framework's labels yet. `load_s`: how long this function's start without a
-    snapshot takes, if it was measured.
+    a template that has not got its framework's labels yet.
 
     Raises `ConfigError`: a key that is unknown, a value that cannot be used, contradictions, another's tenant.
     """
@@ -134,7 +136,6 @@ def read_intent(
             need,
             function=f"{function}.{namespace}",
             snapshot=f"{tenant}/{function}.{namespace}" if keeps else "",
-            load_s=load_s,
         ),
         asked=asked_in(policy),
         snapshots=keeps and not need.gpus,

@@ -22,6 +22,7 @@ from adapter.errors import ConfigError, Overloaded
 from adapter.knative.autoscaling import Defaults
 from adapter.knative.service_patch import patch_service
 from adapter.ledger.held import HeldToday
+from adapter.policy.activity import Activity
 from adapter.policy.budget import SPENT_CODE
 from adapter.policy.placement import Node, Recent, Verdict, place
 
@@ -102,10 +103,13 @@ class Admission:
         view: ClusterView,
         defaults: Callable[[], Defaults] = Defaults,
         held: HeldToday | None = None,
+        activity: Callable[[str, str], Activity | None] = lambda _namespace, _function: None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`held`: what functions held today; None: budgets are not looked at."""
+        """`held`: what functions held today; None: budgets are not looked at. `activity`: what is known of a function,
+        by its namespace and name."""
         self._view, self._defaults, self._held, self._clock_ns = view, defaults, held, clock_ns
+        self._activity = activity
         self._recent = Recent()
 
     def pod(self, review: Review) -> Answer:
@@ -142,6 +146,8 @@ class Admission:
         intent = read_intent(review.object, namespace=namespace, namespace_labels=labels or {})
         if intent is None:
             return Answer(review.uid, "untouched")
+        if (known := self._activity(namespace, intent.function)) is not None:
+            intent = intent.measured(known.load_s)
         now_ns = self._clock_ns()
         code, warnings = self._budget(intent, now_ns, is_dry_run=review.is_dry_run)
         nodes = self._view.inventory()

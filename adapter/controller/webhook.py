@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.metrics import AdmissionMetrics, InformerCollector
 from adapter.errors import ConfigError
+from adapter.knative.traffic import LedgerTraffic
 from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.held import HeldToday
+from adapter.policy.activity import Activity
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +93,20 @@ async def run_webhook(*, port: int, probes_port: int, tls_folder: Path) -> None:
         InformerCollector(view.informers, registry)
         metrics.reserved.set_function(lambda: len(view.reservations))
         health.ready |= {"cluster": view.why_not, "certificate": lambda: "" if tls.loaded else "there is none"}
-        reviews = review_app(Admission(view, knative.read, held), metrics)
+        traffic = LedgerTraffic(lambda since_ns: _wakes(ledger, since_ns))
+        reviews = review_app(Admission(view, knative.read, held, traffic.known), metrics)
         tls.look()
         async with served(health.app(), probes_port), served(reviews, port, tls=tls.context):
             logger.info("serving", extra={"fields": {"port": port, "probes_port": probes_port}})
             caches = (*view.informers, *knative.caches)
             running = asyncio.gather(*(cache.run() for cache in caches), settle(caches))
-            await until(_drained(stop, health), running, tls.watch(), held.watch(lambda: view.has_budgets))
+            asking = asyncio.gather(held.watch(lambda: view.has_budgets), traffic.watch())
+            await until(_drained(stop, health), running, tls.watch(), asking)
+
+
+async def _wakes(ledger: LedgerConnection, since_ns: int) -> list[Activity]:
+    """How long functions' wakes took; when they were busy, which is a lot, places nobody."""
+    return [replace(each, busy=()) for each in await ledger.ask(client.activity(since_ns))]
 
 
 async def _drained(stop: asyncio.Event, health: Health) -> None:

@@ -58,11 +58,24 @@ class LedgerTraffic:
 
     async def of(self, namespace: str, function: str) -> Activity | None:
         """None where nothing is known of it. Never raises for a ledger that is down."""
+        await self._look()
+        return self.known(namespace, function)
+
+    def known(self, namespace: str, function: str) -> Activity | None:
+        """What was said of it so far. Asks nobody."""
+        known, _ = self._known.get((namespace, function), (None, 0.0))
+        return known
+
+    async def watch(self) -> None:
+        """Ask again and again, until cancelled."""
+        while True:
+            await self._look()
+            await asyncio.sleep(_NEW_S)
+
+    async def _look(self) -> None:
         async with self._asking:
             if self._asked_at is None or self._clock() - self._asked_at >= _NEW_S:
                 await self._refresh()
-        known, _ = self._known.get((namespace, function), (None, 0.0))
-        return known
 
     async def _refresh(self) -> None:
         self._asked_at, now_ns = self._clock(), self._clock_ns()
@@ -72,7 +85,9 @@ class LedgerTraffic:
         except AdapterError as error:
             if not self._is_down:
                 fields = {"code": error.code, "why": error.why or error.message}
-                logger.warning("the ledger tells nothing: keep-alives stay as they are", extra={"fields": fields})
+                logger.warning(
+                    "the ledger tells nothing of traffic: what was known of it stays", extra={"fields": fields}
+                )
             self._is_down = True
             return
         if self._is_down:

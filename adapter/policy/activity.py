@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 from adapter.records import Rung, StartRecord
 
 RESOLUTION_NS = 10 * 10**9
 """A heartbeat."""
+_LATEST = 9
 _WAKES = 50
 """Of each rung, the newest: what a wake costs now."""
 
@@ -39,6 +41,12 @@ class Activity:
     namespace: str
     busy: tuple[tuple[int, int], ...]
     wakes_s: dict[Rung, tuple[float, ...]]
+
+    @property
+    def load_s(self) -> float | None:
+        """What a start without a process snapshot is likely to take: the median of the latest; None where none was seen."""
+        rung = next((rung for rung in (Rung.LOAD, Rung.START) if self.wakes_s.get(rung)), None)
+        return None if rung is None else median(self.wakes_s[rung][:_LATEST])
 
     @property
     def last_busy_end_ns(self) -> int | None:

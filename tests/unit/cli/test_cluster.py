@@ -277,6 +277,13 @@ def test_what_says_never_or_by_itself_is_said_so(cluster, ask, idle):
     assert f"idle = {idle}" in ask("explain", "embed")[1]
 
 
+def test_a_functions_wake_is_what_its_starts_took(embed, ask):
+    known = {"function": "embed", "namespace": "default", "busy": [], "wakes_s": {"load": [1.5, 1.4, 1.3]}}
+    embed.ledger["/v1/activity"] = {"functions": [known]}
+    verdicts = {each["node"]: each for each in json.loads(ask("explain", "embed", "-o", "json")[1])["verdicts"]}
+    assert verdicts["gpu-2"]["wake_s"] == 1.4
+
+
 def test_a_functions_keep_alive_is_shown_with_its_reason(embed, ask):
     now_ns = time.time_ns()
     busy = [(now_ns - n * 60 * 10**9, now_ns - n * 60 * 10**9 + 10**9) for n in reversed(range(1, ENOUGH_GAPS + 3))]

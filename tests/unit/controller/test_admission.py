@@ -9,7 +9,10 @@ from hypothesis import given, settings, strategies as st
 from adapter.controller.admission import Admission, Answer, Review
 from adapter.errors import ConfigError, Unavailable
 from adapter.ledger.held import HeldToday
+from adapter.policy.activity import Activity
 from adapter.policy.budget import utc_day
+from adapter.policy.needs import LOAD_S
+from adapter.records import Rung
 from tests.fakes.cluster_objects import GPU, View, function_pod, gpu_node, namespace, node
 
 
@@ -39,6 +42,19 @@ def test_a_functions_pod_prefers_the_node_that_has_its_snapshot(view):
     affinity = patched(function_pod(), response)["spec"]["affinity"]["nodeAffinity"]
     [first, *_] = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
     assert first["preference"]["matchExpressions"][0]["values"] == ["n2"]
+
+
+def test_a_wake_is_what_was_measured_of_the_function_where_anything_was(view):
+    def wakes(activity):
+        response = Admission(view, activity=lambda *_: activity).pod(review(function_pod())).to_json()["response"]
+        note = json.loads(patched(function_pod(), response)["metadata"]["annotations"]["gpufn.dev/placement"])
+        return {name: wake_s for name, _, wake_s in note["prefer"]}
+
+    assert wakes(None)["n1"] == LOAD_S
+    slow = Activity("fn", "team", (), {Rung.RESTORE: (0.5,), Rung.LOAD: (90.0, 100.0, 110.0)})
+    assert wakes(slow)["n1"] == 100
+    assert wakes(slow)["n2"] < 100  # it has the snapshot
+    assert wakes(Activity("fn", "team", (), {Rung.RESTORE: (0.5,)}))["n1"] == LOAD_S
 
 
 def test_asked_again_about_what_it_made_it_changes_nothing_and_promises_nothing(view):
