@@ -76,7 +76,8 @@ class LedgerConnection:
         except asyncio.TimeoutError as exc:
             raise Timeout("The ledger does not answer.", why=f"Not within {_LIMIT_S:g} s.") from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:  # ValueError: of a token that no header can have
-            why = f"{type(exc).__name__}: {exc}"[:_SAID_LIMIT]
+            cause = getattr(exc, "os_error", exc)  # aiohttp's own words show Python objects
+            why = f"{type(cause).__name__}: {cause}"[:_SAID_LIMIT]
             raise Unavailable("The ledger cannot be reached.", why=why, code="ledger-unreachable") from exc
         if body is None:
             why = f"It is longer than {limit_bytes} bytes."
