@@ -14,7 +14,7 @@ RUNGS = ("gpu_toy_load_s", "gpu_toy_resume_s", "gpu_toy_restore_s")
 
 @pytest.mark.timeout(1200)
 def test_every_part_that_the_simulated_driver_can_do_comes_to_its_end(repository, tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--simulated", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--simulated", "--patience", "5", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = tmp_path.glob("*.json")
