@@ -40,8 +40,8 @@ def from_environment(cls: type[T], environ: Mapping[str, str]) -> T:
         elif item.default is MISSING:
             raise ConfigError(
                 f"The variable {name} is not set.",
-                why=f"It says: {doc}.",
-                hint="There is no default.",
+                why=f"It says: {doc}. There is no default.",
+                hint="Set it in the component's environment; the manifests of gpufn do.",
                 code="no-variable",
             )
     return cls(**values)

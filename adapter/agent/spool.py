@@ -255,9 +255,8 @@ class Spool:
         self._fd, self._frames, self.size_bytes = fd, frames, at + len(last)
         try:
             sync(self._path.parent)
-        except (
-            OSError
-        ) as exc:  # the name leads to the new file, and only if the machine dies now perhaps to the old one
+        except OSError as exc:
+            # The name leads to the new file, and only if the machine dies now perhaps to the old one.
             self._not_compacted(exc)
         return None
 

@@ -192,7 +192,7 @@ async def check_components(asked: Asked) -> list[Finding]:
 
 
 async def _pods(api: Api) -> Sequence[dict[str, Any]]:
-    """Of our Deployments. None where they may not be seen: they only say why something is down."""
+    """Of our Deployments. Empty where they may not be seen: they only say why something is down."""
     try:
         return (await api.list(PODS.path(SYSTEM_NAMESPACE), dict, label_selector=_OURS)).items
     except Unavailable:
@@ -278,7 +278,8 @@ def _trust(configuration: Mapping[str, Any]) -> Finding:
     alone = [str(each.get("name")) for each in webhooks if not object_in(each, "clientConfig").get("caBundle")]
     if 0 < len(alone) < len(webhooks):  # those that an upgrade, or another overlay, has added
         said = f"{_some(alone)} has no authority to be trusted by: what it looks at is made as if it were not there"
-        return failed("admission", said, "The leading controller writes it within two minutes.")
+        hint = "The leading controller writes it as soon as it sees that. Where it stays so, see why:"
+        return failed("admission", said, f"{hint} kubectl -n {SYSTEM_NAMESPACE} logs deployment/gpufn-controller")
     if not webhooks or "" in bundles:
         return failed(
             "admission",

@@ -26,12 +26,12 @@ from adapter.controller.metrics import ControllerMetrics, InformerCollector
 from adapter.controller.reconcilers import Reconciler, Reconcilers
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.unplaced import UnplacedPods
-from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
 from adapter.knative.tuning import Revision
 from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.held import HeldToday
+from adapter.ledger.traffic import LedgerTraffic
 from adapter.policy.budget import BudgetState
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from adapter.controller.cluster_view import ClusterView, settle
 from adapter.controller.knative_defaults import KnativeDefaults
 from adapter.controller.metrics import AdmissionMetrics, InformerCollector
 from adapter.errors import ConfigError
-from adapter.knative.traffic import LedgerTraffic
 from adapter.ledger import client
 from adapter.ledger.connection import LedgerConnection
 from adapter.ledger.held import HeldToday
+from adapter.ledger.traffic import LedgerTraffic
 from adapter.policy.activity import Activity
 
 logger = logging.getLogger(__name__)

@@ -155,29 +155,11 @@ def pod_of(
     `snapshots`: its namespace lets it keep some, so that the pod webhook gives it a system-call profile of ours, and
     the file of a CRIU its right.
     """
-    snapshots = snapshots and deployment.spec.process_snapshot != "off"
-    confined = {} if snapshots else {"allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"}}
     terms = deployment.terms
     mounted = [name for name in deployment.secrets if name not in pull_secrets]
     volumes, mounts = _volumes(mounted, read_only_root=terms.read_only_root)
-    path = "/_/ready" if terms.holds_requests else "/_/health"
-    container: dict[str, Any] = {
-        "name": deployment.name,
-        "image": deployment.image,
-        "env": [{"name": name, "value": value} for name, value in sorted(_environment(deployment, identity).items())],
-        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": _resources(deployment),
-        "securityContext": {
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": terms.read_only_root,
-            **({"runAsNonRoot": True} if _is_plainly_nobody(terms.user) else {}),
-            **confined,
-        },
-        "readinessProbe": {"httpGet": {"path": path, "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 1},
-        "volumeMounts": mounts,
-    }
-    if pull_policy:
-        container["imagePullPolicy"] = pull_policy
+    container = _container(deployment, identity, snapshots=snapshots)
+    policy = {"imagePullPolicy": pull_policy} if pull_policy else {}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -200,9 +182,31 @@ def pod_of(
             "terminationGracePeriodSeconds": drain_s(deployment),
             "nodeSelector": node_selector(deployment),
             "imagePullSecrets": [{"name": name} for name in deployment.secrets if name in pull_secrets],
-            "containers": [container],
+            "containers": [container | {"volumeMounts": mounts} | policy],
             "volumes": volumes,
         },
+    }
+
+
+def _container(deployment: Deployment, identity: str, *, snapshots: bool) -> dict[str, Any]:
+    """Without what depends on the pod around it."""
+    terms = deployment.terms
+    snapshots = snapshots and deployment.spec.process_snapshot != "off"
+    confined = {} if snapshots else {"allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"}}
+    path = "/_/ready" if terms.holds_requests else "/_/health"
+    return {
+        "name": deployment.name,
+        "image": deployment.image,
+        "env": [{"name": name, "value": value} for name, value in sorted(_environment(deployment, identity).items())],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": _resources(deployment),
+        "securityContext": {
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": terms.read_only_root,
+            **({"runAsNonRoot": True} if _is_plainly_nobody(terms.user) else {}),
+            **confined,
+        },
+        "readinessProbe": {"httpGet": {"path": path, "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 1},
     }
 
 

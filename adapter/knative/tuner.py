@@ -23,7 +23,6 @@ from adapter.cluster.json_parts import object_in
 from adapter.cluster.resources import CONFIG_MAPS, KNATIVE_POD_AUTOSCALERS, KNATIVE_REVISIONS
 from adapter.errors import AdapterError
 from adapter.knative.autoscaling import MIN_SCALE, Defaults
-from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuning import (
     Autoscaler,
     Revision,
@@ -36,6 +35,7 @@ from adapter.knative.tuning import (
     traffic_of,
     tune,
 )
+from adapter.ledger.traffic import LedgerTraffic
 from adapter.policy.placement import Need, Node, place
 
 logger = logging.getLogger(__name__)

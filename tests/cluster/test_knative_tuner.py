@@ -13,8 +13,8 @@ from adapter.cluster.api import Api
 from adapter.cluster.credentials import Credentials
 from adapter.errors import AdapterError, Unavailable
 from adapter.knative.autoscaling import MIN_SCALE, RETENTION, WINDOW, Defaults
-from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, autoscalers_of, revisions_of
+from adapter.ledger.traffic import LedgerTraffic
 from adapter.policy.activity import Activity
 from adapter.records import Rung
 

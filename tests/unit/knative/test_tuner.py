@@ -7,8 +7,8 @@ import pytest
 
 from adapter.errors import Conflict, Unavailable
 from adapter.knative.autoscaling import MIN_SCALE, RETENTION, WINDOW, Defaults
-from adapter.knative.traffic import LedgerTraffic
 from adapter.knative.tuner import Tuner, has_spare
+from adapter.ledger.traffic import LedgerTraffic
 from adapter.policy.activity import Activity
 from adapter.policy.placement import Need, Node, Offer
 from adapter.records import Rung

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from adapter.errors import Unavailable
-from adapter.knative.traffic import LedgerTraffic, joined
+from adapter.ledger.traffic import LedgerTraffic, joined
 from adapter.policy.activity import Activity, Run, activity
 from adapter.records import Rung
 
