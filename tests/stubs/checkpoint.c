@@ -1,8 +1,10 @@
 /* The checkpoint API, both sides of it.
  *
  * The target's side is a thread and a mailbox in this library's data. The caller is another process: it finds
- * the library in /proc/PID/maps and writes into the mailbox with process_vm_writev, for which it needs the
+ * the library in /proc/PID/maps and writes into the mailbox through /proc/PID/mem, for which it needs the
  * rights of a debugger. So the target holds nothing that CRIU could not dump, and stopped it does not answer.
+ * (NVIDIA's driver 580 writes into pipes of the target that it opens in /proc/PID/fd: the same rights, and both are
+ * plain files to a system-call filter.)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,7 +17,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/random.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "process.h"
@@ -229,14 +230,32 @@ static CUresult find_mailbox(pid_t pid, uintptr_t *address) {
     return base != 0 ? CUDA_SUCCESS : result_of(error);
 }
 
+static int open_memory(pid_t pid) {
+    char name[64];
+    snprintf(name, sizeof name, "/proc/%d/mem", (int)pid);
+    return open(name, O_RDWR | O_CLOEXEC);
+}
+
 static CUresult peek(pid_t pid, uintptr_t address, struct mailbox *found) {
-    struct iovec local = {found, sizeof *found}, remote = {(void *)address, sizeof *found};
-    return process_vm_readv(pid, &local, 1, &remote, 1, 0) == sizeof *found ? CUDA_SUCCESS : result_of(errno);
+    int fd = open_memory(pid);
+    if (fd < 0)
+        return result_of(errno);
+    errno = 0; /* of one that has ended nothing is read, and no reason said */
+    bool is_whole = pread(fd, found, sizeof *found, (off_t)address) == sizeof *found;
+    int error = errno;
+    close(fd);
+    return is_whole ? CUDA_SUCCESS : result_of(error);
 }
 
 static CUresult poke(pid_t pid, uintptr_t address, size_t offset, void *value, size_t bytes) {
-    struct iovec local = {value, bytes}, remote = {(void *)(address + offset), bytes};
-    return process_vm_writev(pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes ? CUDA_SUCCESS : result_of(errno);
+    int fd = open_memory(pid);
+    if (fd < 0)
+        return result_of(errno);
+    errno = 0; /* of one that has ended nothing is read, and no reason said */
+    bool is_whole = pwrite(fd, value, bytes, (off_t)(address + offset)) == (ssize_t)bytes;
+    int error = errno;
+    close(fd);
+    return is_whole ? CUDA_SUCCESS : result_of(error);
 }
 
 static CUresult open_mailbox(pid_t pid, uintptr_t *address, struct mailbox *found) {
