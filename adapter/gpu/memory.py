@@ -103,17 +103,16 @@ class Lane:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self._undo: list[Callable[[], object]] = []
         self._slots: list[_Slot] = []
+        self._count, self._slot_bytes = slots, slot_bytes
         self._next = 0
-        try:
-            self._stream = self._made("cuStreamCreate", "cuStreamDestroy", _NON_BLOCKING)
-            for _ in range(slots):
-                address = int(self._made("cuMemHostAlloc", "cuMemFreeHost", slot_bytes, _PORTABLE))
-                view = memoryview((ctypes.c_ubyte * slot_bytes).from_address(address))
-                event = self._made("cuEventCreate", "cuEventDestroy", _DISABLE_TIMING | _BLOCKING_SYNC)
-                self._slots.append(_Slot(address, view, event))
-        except BaseException:
-            self._close()
-            raise
+        self._stream = self._made("cuStreamCreate", "cuStreamDestroy", _NON_BLOCKING)
+
+    def _new_slot(self) -> _Slot:
+        """Pinning takes the driver some 0.7 ms for each MiB, one caller at a time: the first ones are in use meanwhile."""
+        address = int(self._made("cuMemHostAlloc", "cuMemFreeHost", self._slot_bytes, _PORTABLE))
+        view = memoryview((ctypes.c_ubyte * self._slot_bytes).from_address(address))
+        event = self._made("cuEventCreate", "cuEventDestroy", _DISABLE_TIMING | _BLOCKING_SYNC)
+        return _Slot(address, view, event)
 
     def _made(self, make: str, unmake: str, *arguments: Any) -> Any:
         thing = call(make, *arguments)
@@ -122,9 +121,11 @@ class Lane:
 
     def buffer(self) -> memoryview:
         """The next buffer, once nothing is copied from it any more."""
-        slot = self._slots[self._next]
-        call("cuEventSynchronize", slot.event)  # done at once where it was never recorded
-        return slot.view
+        if self._next == len(self._slots):
+            self._slots.append(self._new_slot())
+        else:
+            call("cuEventSynchronize", self._slots[self._next].event)
+        return self._slots[self._next].view
 
     def send(self, copies: Iterable[tuple[int, int, int]]) -> None:
         """Begin to copy parts of the buffer, (start in it, bytes, device address) each, to the device."""
@@ -132,7 +133,7 @@ class Lane:
         for start, size, target in copies:
             call("cuMemcpyHtoDAsync", target, slot.address + start, size, self._stream)
         call("cuEventRecord", slot.event, self._stream)
-        self._next = (self._next + 1) % len(self._slots)
+        self._next = (self._next + 1) % self._count
 
     def finish(self) -> None:
         """Wait until everything is on the device."""
