@@ -9,6 +9,7 @@ https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__CHECKPOINT.html
 from __future__ import annotations
 
 import ctypes
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class _Meaning(NamedTuple):
 _RIGHTS = _Meaning(
     "gpu-not-permitted",
     "It needs the rights of a debugger over the process, and for a restore persistence mode or an initialised driver.",
-    "Run as the same user with CAP_SYS_PTRACE, and switch persistence mode on: nvidia-smi -pm 1",
+    "Run as the same user, or as root, and switch persistence mode on: nvidia-smi -pm 1",
 )
 _UNSUPPORTED = _Meaning(
     "gpu-checkpoint-unsupported",
@@ -174,9 +175,23 @@ class Driver:
         except ValueError as exc:  # the bindings', of an answer newer than they are
             raise _error(message, f"{name}: {exc}.", _BROKEN) from exc
         if int(result) != 0:
-            meaning = {**_MEANINGS, **(meanings or {})}.get(result.name, _BROKEN)
+            meaning = {**_MEANINGS, **(meanings or {})}.get(result.name) or _unsaid(name, arguments)
             raise _error(message, f"{result.name} of {name}.", meaning)
         return values[0] if values else None
+
+
+def _unsaid(name: str, arguments: Sequence[object]) -> _Meaning:
+    """Of a result that has no meaning of its own: driver 580 has none for a process that has ended, nor for another
+    user's. It talks to a process through what that has open."""
+    if not name.startswith("cuCheckpointProcess"):
+        return _BROKEN
+    try:
+        has_any_open = bool(os.listdir(f"/proc/{arguments[0]}/fd"))
+    except PermissionError:
+        return _RIGHTS
+    except OSError:
+        return _NO_CUDA
+    return _BROKEN if has_any_open else _NO_CUDA  # one that has ended and was not waited for has none
 
 
 def _error(message: str, said: str, meaning: _Meaning) -> GpuError:

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from adapter.gpu.memory import Lane, context, enter
 from adapter.gpu.reads import PAGE_BYTES, Mode, Read, Source, plan
 
-_LEAST_THREADS, _MOST_THREADS = 4, 12
+_LEAST_THREADS, _MOST_THREADS = 4, 8
 
 
 def _threads() -> int:
-    """A disk wants some reads at once, whatever the processors. One of them gets 7 GB/s out of the page cache, and
-    PCIe 5 takes 55."""
+    """A disk wants some reads at once, whatever the processors. Out of the page cache one thread gets 7 GB/s where
+    PCIe 5 takes 55; more than eight wait for one another."""
     return min(max(_LEAST_THREADS, len(os.sched_getaffinity(0))), _MOST_THREADS)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How much is under way at once. Pinned memory is the product of the three: 96 MiB at the most by default."""
+    """How much is under way at once. Pinned memory is the product of the three: 64 MiB at the most by default."""
 
     threads: int = field(default_factory=_threads)
     buffers: int = 2

