@@ -32,6 +32,7 @@ from adapter.runtime.gpu import keeps_addresses, visible_device
 from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted, Weights
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
+from adapter.runtime.port import STOP_SIGNALS
 from adapter.snapshot import compile_caches
 from adapter.snapshot.identity import Identity, differing_fields, weights_identity
 from adapter.snapshot.image import map_memory
@@ -292,7 +293,16 @@ def _end(model: Launched) -> None:
         os.waitpid(model.pid, 0)
 
 
+def _hear_stop_signals() -> None:
+    """As a container's first process, which no signal ends by itself, end at once and take all in there along: a
+    function's pod may wait for its GPU. The draft that is left is swept by the next builder."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def main() -> int:
+    _hear_stop_signals()
     os.nice(5)  # serving goes first
     try:
         settings = ReplicaSettings.from_env(os.environ)
