@@ -34,7 +34,7 @@ from adapter.spec import MAX_GPUS, FunctionSpec, asked_in, parse_spec
 
 _GPU, _MIG = f"{DOMAIN}/gpu", f"{DOMAIN}/mig"
 _MIG_RESOURCE = "nvidia.com/mig-"
-TENANT_ANNOTATION = f"{DOMAIN}/tenant"
+TENANT_ANNOTATION, PRICE_CLASS_ANNOTATION = f"{DOMAIN}/tenant", f"{DOMAIN}/price-class"
 
 SCALE_LABELS = "com.openfaas.scale."
 """Their names begin so."""

@@ -16,11 +16,18 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from adapter.cluster.intent import Intent
+from adapter.cluster.intent import PRICE_CLASS_ANNOTATION, Intent
 from adapter.cluster.inventory import is_gpu
 from adapter.controller.pod_patch import CRIU_VOLUME, SNAPSHOTS_VOLUME
 from adapter.hosts.seccomp import RESTORE_RIGHT
-from adapter.keys import DOMAIN, NODE_CRIU_PATH, SNAPSHOT_OF_ANNOTATION, SNAPSHOT_PATH, TASK_LABEL
+from adapter.keys import (
+    DOMAIN,
+    NODE_CRIU_PATH,
+    SNAPSHOT_OF_ANNOTATION,
+    SNAPSHOT_PATH,
+    SNAPSHOT_REVISION_ANNOTATION,
+    TASK_LABEL,
+)
 from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE
 
 FOR_ANNOTATION = f"{DOMAIN}/for-pod"
@@ -52,6 +59,8 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "labels": {TASK_LABEL: TASK_SNAPSHOT},
             "annotations": {
                 SNAPSHOT_OF_ANNOTATION: intent.need.snapshot,
+                SNAPSHOT_REVISION_ANNOTATION: intent.revision,
+                PRICE_CLASS_ANNOTATION: intent.spec.price_class,
                 FOR_ANNOTATION: pod["metadata"]["name"],
                 NODE_ANNOTATION: node,
             },

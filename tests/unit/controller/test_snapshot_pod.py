@@ -128,6 +128,12 @@ def test_every_functions_pod_may_have_its_place_at_once(made):
     assert made["spec"]["terminationGracePeriodSeconds"] <= 5
 
 
+def test_it_says_whose_time_it_takes(made):
+    said = made["metadata"]["annotations"]
+    names = ("snapshot-of", "snapshot-of-revision", "price-class")
+    assert [said[f"gpufn.dev/{name}"] for name in names] == ["team-a/embed.team-a", "embed-00001", "standard"]
+
+
 def test_it_goes_with_what_the_replica_goes_with_which_does_not_count_it(made):
     [owner] = made["metadata"]["ownerReferences"]
     assert owner == {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "embed", "uid": "u"}
