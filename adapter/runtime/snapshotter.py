@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, GpuError, NotFound, SnapshotError, SnapshotMismatch, Timeout
+from adapter.gpu.checkpoint import load_bindings
 from adapter.gpu.client import HelperClient, start_helper
 from adapter.gpu.wire import Operation
 from adapter.records import Rung
@@ -116,7 +117,9 @@ class Snapshotter:
     def _process(self, weights: Weights | None) -> Snapshot:
         try:
             criu = find_criu(self._environ)
-        except SnapshotError:
+            if self._on_gpu and not self._wanted.settings.gpu_helper:
+                load_bindings()  # what our own helper needs: no model is to hold a GPU for nothing
+        except (SnapshotError, GpuError):
             if Caches(Path(self._wanted.settings.runtime_dir)).are_new(self._wanted):
                 self._warm_for_caches(weights)
             raise
