@@ -64,6 +64,34 @@ def test_while_one_waits_for_a_gpu_the_next_is_one_that_needs_none():
     assert [pod["metadata"]["annotations"]["gpufn.dev/for-pod"] for pod in pods] == ["a", "c"]
 
 
+def test_one_that_was_preempted_is_no_alarm_and_is_made_anew_when_it_is_gone():
+    said = []
+
+    class Heard:
+        async def say(self, about, reason, message, *, is_warning=True):
+            said.append((about["name"], reason, is_warning))
+
+    preempted = {"phase": "Failed", "reason": "Preempting"}
+
+    async def scene():
+        server = FakeApiServer()
+        async with server.serving(), server.client() as api:
+            await server.put(PODS.path("team", "a"), replica("a", gpus=1))
+            view = View(gpu_node("n1", due=["team/a"]), namespace("team", **{"gpufn.dev/snapshots": "enabled"}))
+            taker = SnapshotTaker(api, view, Heard(), clock_s=lambda: NOW_S)
+            await taker.reconcile("n1")
+            [(path, first)] = [item for item in server.objects.items() if item[0].startswith(TASKS)]
+            taker.takings._set("x", taking_of({**just_made(first), "status": preempted}))
+            await taker.reconcile("n1")
+            assert path not in server.objects
+            taker.takings._set("x", None)
+            await taker.reconcile("n1")
+            assert server.objects[path]["metadata"]["uid"] != first["metadata"]["uid"]
+
+    asyncio.run(scene())
+    assert said == [("a", "SnapshotNotTaken", False)]
+
+
 def test_a_change_of_what_is_due_is_noticed():
     async def scene():
         async with FakeApiServer().client() as api:
