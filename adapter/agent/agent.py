@@ -27,7 +27,7 @@ from adapter.agent.metrics import Metrics
 from adapter.agent.node_keeper import NodeKeeper
 from adapter.agent.observe import Now, observe, still_there
 from adapter.agent.pod_log import PodLog, log_folder
-from adapter.agent.pods import Pod, intent_of
+from adapter.agent.pods import Pod, intent_of, snapshot_intent_of
 from adapter.agent.scrape import busy_ns
 from adapter.agent.settings import AgentSettings
 from adapter.agent.spool import Spool
@@ -77,6 +77,8 @@ class Agent:
         self._metrics, self._pods, self._namespaces = metrics, pods, namespaces
         self._kubelet = Kubelet(settings.kubelet_socket)
         self._intents: dict[str, Intent | None] = {}
+        self._taken_for: dict[str, Intent] = {}
+        """Of pods that take snapshots: the function's."""
         self._seen_at_ns: dict[str, int] = {}
         self._logs: dict[str, PodLog] = {}
         self._speaking: set[str] = set()
@@ -163,7 +165,8 @@ class Agent:
                 self._hear(pod, intents.get(uid), events.get(uid, []))
         self._move(pods, events, moment)
         models = {gpu.uuid: gpu.model for gpu in self.node.gpus()}
-        known = {uid: intent for uid, intent in intents.items() if intent is not None}
+        replicas = {uid: intent for uid, intent in intents.items() if intent is not None}
+        known = replicas | {uid: intent for uid, intent in self._taken_for.items() if uid in pods}
         observe(self._meter, pods, known, allocation, models, moment)
         self._move(pods, events, moment)
         self._forget(pods)
@@ -190,6 +193,8 @@ class Agent:
                 self._intents[uid] = intent = None
                 with _alone(pod):
                     self._intents[uid] = intent = intent_of(pod, labels)
+                    if (function := snapshot_intent_of(pod, labels)) is not None:
+                        self._taken_for[uid] = function
                 if intent is not None and intent.snapshots:
                     self._make_folder(intent.need.snapshot)
         return {uid: self._intents[uid] for uid in pods if uid in self._intents}
@@ -281,6 +286,7 @@ class Agent:
         for uid in [uid for uid in self._logs if uid not in there]:
             self._logs.pop(uid).close()
         self._intents = {uid: intent for uid, intent in self._intents.items() if uid in there}
+        self._taken_for = {uid: intent for uid, intent in self._taken_for.items() if uid in there}
         self._seen_at_ns = {uid: at_ns for uid, at_ns in self._seen_at_ns.items() if uid in there}
         self._told = {uid: at_ns for uid, at_ns in self._told.items() if uid in there}
         self._speaking &= there

@@ -42,7 +42,7 @@ def observe(
     models: Mapping[str, str],
     now: Now,
 ) -> None:
-    """One round. `pods` and `intents` by UID; what is in `pods` alone is no function. `models`: of the devices there are.
+    """One round. `pods` and `intents` by UID; what is in `pods` alone is no function's. `models`: of the devices there are.
 
     `allocation` is None where the kubelet does not say: who has held goes on, and who comes waits for a later round.
     """

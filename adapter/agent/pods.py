@@ -6,13 +6,22 @@ Pure: Kubernetes JSON and a namespace's labels in, frozen values out. Kubernetes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from adapter.cluster.intent import SCALE_LABELS, Intent, read_intent
+from adapter.cluster.intent import PRICE_CLASS_ANNOTATION, SCALE_LABELS, Intent, read_intent
+from adapter.cluster.inventory import takes_snapshot
 from adapter.errors import ConfigError
-from adapter.keys import ADMITTED_ANNOTATION, DOMAIN
+from adapter.keys import (
+    ADMITTED_ANNOTATION,
+    DOMAIN,
+    FUNCTION_LABEL,
+    REVISION_LABEL,
+    SNAPSHOT_OF_ANNOTATION,
+    SNAPSHOT_REVISION_ANNOTATION,
+    TENANT_LABEL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,27 @@ def intent_of(pod: Pod, namespace_labels: Mapping[str, str]) -> Intent | None:
         return read_intent(body, namespace=pod.namespace, namespace_labels=namespace_labels)
     except ConfigError:
         return None
+
+
+def snapshot_intent_of(pod: Pod, namespace_labels: Mapping[str, str]) -> Intent | None:
+    """Of a pod that takes a function's snapshots on a GPU, what the function would ask for: that time is the function's.
+    None of any other pod.
+
+    It is of its own namespace and tenant, as replicas are: whoever may write pods there may write its annotations.
+    """
+    said = pod.body["metadata"].get("annotations") or {}
+    of = str(said.get(SNAPSHOT_OF_ANNOTATION) or "")
+    start, end = f"{namespace_labels.get(TENANT_LABEL) or pod.namespace}/", f".{pod.namespace}"
+    if not (takes_snapshot(pod.body) and of.startswith(start) and of.endswith(end)):
+        return None
+    labels = {
+        FUNCTION_LABEL: of.removeprefix(start).removesuffix(end),
+        REVISION_LABEL: str(said.get(SNAPSHOT_REVISION_ANNOTATION) or ""),
+    }
+    annotations = {name: text for name, text in said.items() if name == PRICE_CLASS_ANNOTATION}
+    replica = replace(pod, body={**pod.body, "metadata": {"labels": labels, "annotations": annotations}})
+    intent = intent_of(replica, namespace_labels)
+    return intent if intent is not None and intent.need.units else None
 
 
 def _without(texts: Mapping[str, Any] | None, start: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from adapter.spec import MAX_GPUS, FunctionSpec, asked_in, parse_spec
 
 _GPU, _MIG = f"{DOMAIN}/gpu", f"{DOMAIN}/mig"
 _MIG_RESOURCE = "nvidia.com/mig-"
-TENANT_ANNOTATION = f"{DOMAIN}/tenant"
+TENANT_ANNOTATION, PRICE_CLASS_ANNOTATION = f"{DOMAIN}/tenant", f"{DOMAIN}/price-class"
 
 SCALE_LABELS = "com.openfaas.scale."
 """Their names begin so."""
@@ -59,6 +59,9 @@ _OTHERS_FRACTION = frozenset({"gpu-fraction", "gpu-memory"})
 _OTHERS_RESOURCE = ("nvidia.com/gpumem", "nvidia.com/gpucores", "volcano.sh/vgpu")
 """Starts of resources that HAMi and Volcano allocate."""
 
+_ON_MIG = "NVIDIA's driver cannot checkpoint what runs on a MIG slice"
+_ON_SHARE = "a share of a GPU may be MPS's, and NVIDIA's driver cannot checkpoint what runs under MPS"
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
@@ -79,8 +82,8 @@ class Intent:
     need: Need
     asked: frozenset[str] = frozenset()
     snapshots: bool = False
-    """They are taken of it and used: its namespace lets it keep some, its spec does not switch them off, and it holds no
-    GPU, as what would take one then needs another GPU beside it."""
+    """They are taken of it and used: its namespace lets it keep some, its spec does not switch them off, and what it
+    holds of a GPU, if anything, is something that a driver can checkpoint."""
     hints_only: bool = False
     """Another scheduler places it, or shares its GPU: nothing may be required of its nodes, and no resource added."""
     notes: tuple[str, ...] = ()
@@ -124,6 +127,8 @@ def read_intent(
     spec = replace(parse_spec({}, policy), tenant=tenant)
     keeps = namespace_labels.get(SNAPSHOTS_LABEL) == "enabled" and spec.process_snapshot != "off"
     need = _need(pod, spec, limits)
+    hints_only = _is_others(pod, labels, annotations, limits)
+    why_no_snapshots = _why_no_snapshots(need, containers[index], ours, hints_only=hints_only) if keeps else ""
     return Intent(
         function=function,
         namespace=namespace,
@@ -138,9 +143,13 @@ def read_intent(
             snapshot=f"{tenant}/{function}.{namespace}" if keeps else "",
         ),
         asked=asked_in(policy),
-        snapshots=keeps and not need.gpus,
-        hints_only=_is_others(pod, labels, annotations, limits),
-        notes=(*notes, *_without_effect(spec, ours, labels)),
+        snapshots=keeps and not why_no_snapshots,
+        hints_only=hints_only,
+        notes=(
+            *notes,
+            *_without_effect(spec, ours, labels),
+            *([f"process snapshots are not used: {why_no_snapshots}"] if why_no_snapshots else ()),
+        ),
     )
 
 
@@ -326,6 +335,40 @@ def _is_others(
         or not _OTHERS_FRACTION.isdisjoint(annotations)
         or any(resource.startswith(_OTHERS_RESOURCE) for resource in limits)
     )
+
+
+def _why_no_snapshots(need: Need, container: Mapping[str, Any], ours: Mapping[str, str], *, hints_only: bool) -> str:
+    """Why no process can be dumped that holds such a part of a GPU; empty where one can, or it holds none.
+
+    The same before the webhook has chosen a resource and after: a share is one by what its user wrote.
+    """
+    if _object(container, "resources").get("claims"):
+        return "what its resource claims give it, no other pod gets"
+    if not need.gpus:
+        return ""
+    if hints_only:
+        return "another scheduler gives GPUs to this pod, and the one that takes snapshots would go past it"
+    if need.mig_profile:
+        return _ON_MIG
+    return _ON_SHARE if _asks_for_share(ours) else why_not_checkpointed(need.resource)
+
+
+def why_not_checkpointed(resource: str) -> str:
+    """Why a driver cannot checkpoint what runs on that resource, as far as its name says; empty where it can."""
+    if resource.startswith(_MIG_RESOURCE):
+        return _ON_MIG
+    if resource.endswith(".shared"):
+        return _ON_SHARE
+    if resource and not resource.startswith("nvidia.com/"):
+        return f"of what runs on {resource} none can be taken: only NVIDIA's driver gives a process's GPU back"
+    return ""
+
+
+def _asks_for_share(ours: Mapping[str, str]) -> bool:
+    try:
+        return 0 < float(ours.get(_GPU, "0")) < 1
+    except ValueError:  # whoever parses it says so
+        return False
 
 
 def _without_effect(spec: FunctionSpec, ours: Mapping[str, str], labels: Mapping[str, str]) -> Iterable[str]:

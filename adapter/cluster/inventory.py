@@ -15,10 +15,12 @@ from adapter.cluster.gpu_labels import GpuFacts, Labels, facts_of
 from adapter.cluster.json_parts import object_in as _object, objects_in as _objects
 from adapter.cluster.quantity import parse_quantity
 from adapter.errors import ConfigError
+from adapter.keys import TASK_LABEL
 from adapter.policy.gpu_models import matches
 from adapter.policy.needs import Node, Offer
 from adapter.policy.node_terms import KEEPING_OUT, Requirement, Taint
 from adapter.policy.placement import WRONG_GPU, Verdict
+from adapter.replica import TASK_SNAPSHOT
 
 Amounts: TypeAlias = Mapping[str, int]
 """Of resources by name: ``cpu`` in thousandths, ``memory`` in bytes, devices as a count."""
@@ -68,10 +70,18 @@ def held_by_node(pods: Iterable[Mapping[str, Any]]) -> dict[str, Amounts]:
 
 
 def holder(pod: Mapping[str, Any]) -> str:
-    """The node of which a pod takes something; empty where it takes nothing, not yet or no more."""
+    """The node of which a pod takes something; empty where it takes nothing, not yet or no more.
+
+    What takes a snapshot gives way to any function: of what functions may have it takes nothing.
+    """
     over = _object(pod, "status").get("phase") in ("Succeeded", "Failed")
     name = _object(pod, "spec").get("nodeName")
-    return name if isinstance(name, str) and not over else ""
+    return name if isinstance(name, str) and not (over or takes_snapshot(pod)) else ""
+
+
+def takes_snapshot(pod: Mapping[str, Any]) -> bool:
+    """Whether it is one that the controller made for that: an admission policy lets nobody else say so."""
+    return _object(_object(pod, "metadata"), "labels").get(TASK_LABEL) == TASK_SNAPSHOT
 
 
 def _requested(of: Mapping[str, Any]) -> dict[str, int]:

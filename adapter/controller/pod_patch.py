@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from adapter.cluster.intent import Intent
+from adapter.cluster.intent import Intent, why_not_checkpointed
 from adapter.cluster.inventory import is_gpu, spot_terms
 from adapter.cluster.json_patch import Editor
 from adapter.hosts.seccomp import RESTORE_RIGHT
@@ -99,7 +99,8 @@ def _mark(annotations: Mapping[str, str], intent: Intent) -> str:
         for name, text in annotations.items()
         if name.startswith(DOMAIN + "/") and name not in OWN_ANNOTATIONS
     }
-    inputs = [intent.framework, intent.key, intent.revision, intent.tenant, intent.snapshots, sorted(said.items())]
+    keeps = bool(intent.need.snapshot)  # `snapshots` may follow from a resource that was chosen here
+    inputs = [intent.framework, intent.key, intent.revision, intent.tenant, keeps, sorted(said.items())]
     return hashlib.blake2b(json.dumps(inputs).encode(), digest_size=8).hexdigest()
 
 
@@ -219,6 +220,8 @@ class _Work:
     def _why_no_snapshots(self) -> str:
         rights = self._inside("securityContext") or {}
         profile = rights.get("seccompProfile") or self.edit.get("spec", "securityContext", "seccompProfile")
+        if why := why_not_checkpointed(self.resource):
+            return why
         if not self.facts.restores:
             return "no node's agent says that CRIU works there"
         if profile and profile.get("localhostProfile") != SECCOMP_PROFILE:

@@ -3,7 +3,8 @@
 A process can only be dumped where no system-call filter is (docs/explanation/container-rights.md), so it is not done
 in a pod that answers requests. This one has the function's image, variables and files, but no secret, no token, no
 network (`network_policy`) and no label by which a Service would find it. It ends by itself; what came of it stands in
-its termination message.
+its termination message. Of a function with GPUs it asks for as many, and waits until they are free; any function's pod
+that wants them takes its place.
 
 Pure: a function's pod in, the other pod out.
 """
@@ -15,20 +16,26 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from adapter.cluster.intent import Intent
+from adapter.cluster.intent import PRICE_CLASS_ANNOTATION, Intent
+from adapter.cluster.inventory import is_gpu
 from adapter.controller.pod_patch import CRIU_VOLUME, SNAPSHOTS_VOLUME
 from adapter.hosts.seccomp import RESTORE_RIGHT
-from adapter.keys import DOMAIN, NODE_CRIU_PATH, SNAPSHOT_PATH
+from adapter.keys import (
+    DOMAIN,
+    NODE_CRIU_PATH,
+    SNAPSHOT_OF_ANNOTATION,
+    SNAPSHOT_PATH,
+    SNAPSHOT_REVISION_ANNOTATION,
+    TASK_LABEL,
+)
 from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE
 
-TASK_LABEL = f"{DOMAIN}/task"
-"""On pods of ours that are no function's replicas; its value is `TASK_SNAPSHOT`."""
-OF_ANNOTATION = f"{DOMAIN}/snapshot-of"
-"""The snapshot's name, ``tenant/name.namespace``."""
 FOR_ANNOTATION = f"{DOMAIN}/for-pod"
 """The replica that had to start without it."""
 NODE_ANNOTATION = f"{DOMAIN}/for-node"
 POLICY_NAME = "gpufn-snapshot-pods"
+PRIORITY_CLASS = "gpufn-snapshots"
+"""Below every function's, so that none waits for a snapshot, and below what an autoscaler makes a node for."""
 
 _KEPT_VOLUMES = frozenset({"emptyDir", "configMap", "persistentVolumeClaim", "image"})
 """What `load` may need to read; secrets, tokens and what drivers bring are left out."""
@@ -42,6 +49,7 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
     spec = pod["spec"]
     container = spec["containers"][intent.container]
     volumes = _volumes(spec.get("volumes") or (), intent.need.snapshot)
+    runtime = {key: spec[key] for key in ("runtimeClassName",) if key in spec and _gpus(container)}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -50,12 +58,16 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "namespace": intent.namespace,
             "labels": {TASK_LABEL: TASK_SNAPSHOT},
             "annotations": {
-                OF_ANNOTATION: intent.need.snapshot,
+                SNAPSHOT_OF_ANNOTATION: intent.need.snapshot,
+                SNAPSHOT_REVISION_ANNOTATION: intent.revision,
+                PRICE_CLASS_ANNOTATION: intent.spec.price_class,
                 FOR_ANNOTATION: pod["metadata"]["name"],
                 NODE_ANNOTATION: node,
             },
+            "ownerReferences": [_without_control(owner) for owner in pod["metadata"].get("ownerReferences") or ()],
         },
         "spec": {
+            "priorityClassName": PRIORITY_CLASS,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": int(intent.spec.start_timeout_s) + _MARGIN_S,
             "terminationGracePeriodSeconds": 5,
@@ -67,8 +79,20 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
             "securityContext": _kept(spec.get("securityContext"), {"fsGroup", "supplementalGroups"}),
             "volumes": volumes,
             "containers": [_container(container, {volume["name"] for volume in volumes})],
+            **runtime,
         },
     }
+
+
+def has_gpu(pod: Mapping[str, Any]) -> bool:
+    """Whether such a pod is given GPUs."""
+    return any(_gpus(container) for container in pod["spec"].get("containers") or ())
+
+
+def _gpus(container: Mapping[str, Any]) -> set[str]:
+    """The GPU resources in a container's limits, which its requests repeat."""
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return {name for name, amount in limits.items() if is_gpu(name) and str(amount) != "0"}
 
 
 def name_of(intent: Intent, node: str, image: str) -> str:
@@ -141,8 +165,17 @@ def _volumes(volumes: Any, snapshot: str) -> list[dict[str, Any]]:
 
 
 def _machine(amounts: Mapping[str, str]) -> dict[str, str]:
-    """CPU and memory, and no GPU: processes that hold one are not dumped beside a replica."""
-    return {name: amount for name, amount in amounts.items() if name in ("cpu", "memory", "ephemeral-storage")}
+    """CPU, memory and GPUs; of other devices nothing is known."""
+    return {
+        name: amount
+        for name, amount in amounts.items()
+        if name in ("cpu", "memory", "ephemeral-storage") or is_gpu(name)
+    }
+
+
+def _without_control(owner: Mapping[str, Any]) -> dict[str, Any]:
+    """What the replica goes with this pod goes with, which may wait for long. Nothing counts it as a replica."""
+    return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
 
 
 def _kept(rights: Mapping[str, Any] | None, more: set[str]) -> dict[str, Any]:

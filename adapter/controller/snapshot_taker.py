@@ -13,9 +13,10 @@ from adapter.cluster.informer import Informer
 from adapter.cluster.intent import Intent, read_intent
 from adapter.cluster.resources import NETWORK_POLICIES, PODS
 from adapter.controller.cluster_view import ClusterView
-from adapter.controller.snapshot_pod import TASK_LABEL, name_of, network_policy, snapshot_pod
+from adapter.controller.snapshot_pod import has_gpu, name_of, network_policy, snapshot_pod
 from adapter.controller.snapshots import Due, Taking, next_step, taking_of
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound
+from adapter.keys import TASK_LABEL
 from adapter.replica import TASK_SNAPSHOT
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ class SnapshotTaker:
             await self._delete(taking)
         names = {(taking.namespace, taking.name) for taking in there}
         for due in step.take:
-            if await self._take(due, key, names):
+            if await self._take(due, key, names, without_gpu=step.gpu_waits):
                 break
         return step.again_s
 
-    async def _take(self, due: Due, node: str, names: set[tuple[str, str]]) -> bool:
+    async def _take(self, due: Due, node: str, names: set[tuple[str, str]], *, without_gpu: bool) -> bool:
         """Whether its pod is there now. What cannot be taken is said on the replica, and the next has its turn."""
         try:
             pod = await self._api.get(PODS.path(due.namespace, due.pod))
@@ -81,9 +82,12 @@ class SnapshotTaker:
         intent = self._intent(pod, due.namespace)
         if intent is None or (due.namespace, name := name_of(intent, node, _image(pod, intent))) in names:
             return False
+        made = snapshot_pod(pod, intent, node)
+        if without_gpu and has_gpu(made):
+            return False
         try:
             await self._api.apply(network_policy_path(due.namespace), network_policy(due.namespace))
-            await self._api.create(PODS.path(due.namespace), snapshot_pod(pod, intent, node))
+            await self._api.create(PODS.path(due.namespace), made)
         except Conflict:
             return await self._is_ours(due.namespace, name)
         except AdapterError as error:
@@ -120,7 +124,7 @@ class SnapshotTaker:
         about = {"apiVersion": "v1", "kind": "Pod", "namespace": taking.namespace, "name": taking.for_pod}
         reason = _TAKEN if taking.worked else _NOT_TAKEN
         try:
-            await self._events.say(about, reason, taking.news, is_warning=not taking.worked)
+            await self._events.say(about, reason, taking.news, is_warning=not (taking.worked or taking.made_room))
         except AdapterError as error:  # its namespace is ending, say: what one cannot be told must not hinder others
             fields = {"pod": f"{taking.namespace}/{taking.name}", "code": error.code, "why": error.why}
             logger.warning("nobody was told of a snapshot", extra={"fields": fields})

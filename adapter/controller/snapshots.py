@@ -3,17 +3,21 @@
 A replica that started slowly says that a snapshot is due; its node's agent says so in the node's `GpuNode`; here the
 pod that takes it is made (`snapshot_pod`). Everything is found anew from what the cluster has: a pod that is there is
 work that goes on, one that failed is a reason to wait, whoever leads.
+
+A pod that needs a GPU may have to wait until the replica that it was made for has gone. It holds nothing meanwhile, so
+those that need none have their turns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from adapter.controller.snapshot_pod import FOR_ANNOTATION, NODE_ANNOTATION, OF_ANNOTATION
+from adapter.controller.snapshot_pod import FOR_ANNOTATION, NODE_ANNOTATION, has_gpu
+from adapter.keys import SNAPSHOT_OF_ANNOTATION
 from adapter.units import format_duration, format_size
 
 RETRY_S = 3600.0
@@ -21,7 +25,9 @@ RETRY_S = 3600.0
 _SEEN_S = 60.0
 """An agent writes what it has seen within ten seconds; until then what was taken may still be called due."""
 _UNSCHEDULED_S = 600.0
-"""A pod that found no place for so long is given up: it is counted as failed."""
+"""A pod that found no place for so long is given up."""
+_GPU_UNSCHEDULED_S = 86400.0
+"""The same of one that needs a GPU: a replica that is called all day keeps it so long."""
 _ACTIVE = frozenset({"Pending", "Running", "Unknown"})
 
 
@@ -49,6 +55,18 @@ class Taking:
     message: str
     began_at_s: float
     ended_at_s: float
+    has_gpu: bool = False
+    made_room: bool = False
+    """It ended because another pod was to have its place."""
+
+    @property
+    def waits(self) -> bool:
+        """It holds nothing of a node yet."""
+        return self.phase == "Pending" and not self.node
+
+    @property
+    def patience_s(self) -> float:
+        return _GPU_UNSCHEDULED_S if self.has_gpu else _UNSCHEDULED_S
 
     @property
     def is_over(self) -> bool:
@@ -61,6 +79,8 @@ class Taking:
     @property
     def news(self) -> str:
         """What came of it, for people."""
+        if self.made_room and not self.worked:
+            return f"No snapshot {self.snapshot} on {self.wanted_on} yet: its pod made room for another."
         try:
             said = dict(json.loads(self.message.splitlines()[-1]))
             if self.worked:
@@ -83,11 +103,13 @@ class Taking:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do on one node now. `take`: candidates in order, of which the first that is new is begun."""
+    """What to do on one node now. `take`: candidates in order, of which the first that is new is begun; where a GPU is
+    waited for already (`gpu_waits`), the first that needs none."""
 
     clear: tuple[Taking, ...] = ()
     give_up: tuple[Taking, ...] = ()
     take: tuple[Due, ...] = ()
+    gpu_waits: bool = False
     again_s: float | None = None
     """Seconds until time alone may change the answer."""
 
@@ -97,22 +119,27 @@ def next_step(due: Iterable[Due], takings: Iterable[Taking], now_s: float) -> St
     `RETRY_S`, what worked until the node's agent has seen it and says that nothing is due there any more."""
     due, takings = set(due), sorted(takings, key=lambda taking: taking.name)
     active = [taking for taking in takings if not taking.is_over]
-    stuck = [t for t in active if t.phase == "Pending" and not t.node and now_s - t.began_at_s >= _UNSCHEDULED_S]
+    for_gpu = [taking for taking in active if taking.waits and taking.has_gpu]
+    stuck = [taking for taking in active if taking.waits and now_s - taking.began_at_s >= taking.patience_s]
     waited_for = {item.namespace for item in due}
-    until_s = {
-        taking: taking.ended_at_s + (_SEEN_S if taking.worked and taking.namespace not in waited_for else RETRY_S)
-        for taking in takings
-        if taking.is_over
-    }
+    until_s = {taking: taking.ended_at_s + _kept_s(taking, waited_for) for taking in takings if taking.is_over}
     old = [taking for taking, end_s in until_s.items() if now_s >= end_s]
     deadlines = [end_s for taking, end_s in until_s.items() if taking not in old]
-    deadlines += [t.began_at_s + _UNSCHEDULED_S for t in active if t.phase == "Pending" and t not in stuck]
+    deadlines += [taking.began_at_s + taking.patience_s for taking in active if taking.waits and taking not in stuck]
     return Step(
         clear=tuple(old),
         give_up=tuple(stuck),
-        take=() if active else tuple(sorted(due, key=lambda item: (item.namespace, item.pod))),
+        take=() if len(active) > len(for_gpu) else tuple(sorted(due, key=lambda item: (item.namespace, item.pod))),
+        gpu_waits=bool(for_gpu),
         again_s=max(1.0, min(deadlines) - now_s) if deadlines else None,
     )
+
+
+def _kept_s(taking: Taking, waited_for: Collection[str]) -> float:
+    """How long what is over keeps others from trying the same. `waited_for`: namespaces in which something is due."""
+    if taking.worked:
+        return RETRY_S if taking.namespace in waited_for else _SEEN_S
+    return 0.0 if taking.made_room else RETRY_S
 
 
 def due_of(gpu_node: Mapping[str, Any]) -> tuple[Due, ...]:
@@ -138,13 +165,22 @@ def taking_of(pod: Mapping[str, Any]) -> Taking:
         name=metadata["name"],
         wanted_on=annotations.get(NODE_ANNOTATION, ""),
         node=spec.get("nodeName", ""),
-        snapshot=annotations.get(OF_ANNOTATION, ""),
+        snapshot=annotations.get(SNAPSHOT_OF_ANNOTATION, ""),
         for_pod=annotations.get(FOR_ANNOTATION, ""),
         phase=status.get("phase", "Pending"),
         message=ended.get("message") or status.get("message") or ended.get("reason", ""),
         began_at_s=began_at_s,
         ended_at_s=_seconds(ended["finishedAt"]) if ended.get("finishedAt") else began_at_s,
+        has_gpu=has_gpu(pod),
+        made_room=_made_room(status),
     )
+
+
+def _made_room(status: Mapping[str, Any]) -> bool:
+    """The scheduler says so before it deletes a pod; a kubelet, where a pod that its node cannot do without comes."""
+    conditions = status.get("conditions") or ()
+    said = [c.get("reason") for c in conditions if c.get("type") == "DisruptionTarget" and c.get("status") == "True"]
+    return "PreemptionByScheduler" in said or status.get("reason") == "Preempting"
 
 
 def _seconds(text: str) -> float:

@@ -83,6 +83,20 @@ _BAD_MAPPING = _Meaning(
 )
 
 
+def load_bindings() -> Any:
+    """The module that speaks to the driver. Raises `GpuError` where this interpreter has none."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as exc:
+        raise GpuError(
+            "GPU processes cannot be parked here.",
+            why=f"The package cuda-bindings is missing: {exc}.",
+            hint="Install: gpufn[park]",
+            code="no-cuda-bindings",
+        ) from exc
+    return driver
+
+
 class Driver:
     """The initialised driver, in the process that makes this. Raises `GpuError`, as all of its methods do.
 
@@ -90,16 +104,7 @@ class Driver:
     """
 
     def __init__(self) -> None:
-        try:
-            from cuda.bindings import driver
-        except ImportError as exc:
-            raise GpuError(
-                "GPU processes cannot be parked here.",
-                why=f"The package cuda-bindings is missing: {exc}.",
-                hint="Install: gpufn[park]",
-                code="no-cuda-bindings",
-            ) from exc
-        self._api: Any = driver
+        self._api = load_bindings()
         self._call("The CUDA driver could not be initialised.", "cuInit", 0)
 
     def gpus(self) -> list[str]:

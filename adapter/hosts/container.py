@@ -229,7 +229,7 @@ class ContainerHost(LocalHost):
         log = ReplicaLog(self.log_path(deployment), identity, self._logs, echo=self._echo)
         replica = ContainerReplica(
             identity, deployment, listener.getsockname()[1], self._engine, container, home, line, log,
-            sink=sink, on_ended=self._ended, on_due=self._snapshot_is_due,
+            sink=sink, on_ended=self._ended, on_due=_not_beside if devices else self._snapshot_is_due,
         )  # fmt: skip
         self._replicas[identity] = replica
         replica.watch(orders, listener)
@@ -511,6 +511,10 @@ def _config_of(reference: str, image: Image) -> dict[str, Any]:
     except ValueError:
         pass
     raise ConfigError(f"The label {CONFIG_LABEL} of {reference} is no JSON object.", code="image-foreign")
+
+
+def _not_beside(_replica: ContainerReplica) -> None:
+    """Of a replica with a GPU none is taken: another container would need GPU memory that nobody granted."""
 
 
 def _said(settings: ReplicaSettings) -> dict[str, str]:

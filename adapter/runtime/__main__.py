@@ -35,10 +35,10 @@ def main() -> int:
         began_ns = time.monotonic_ns()
         if not environ:
             return 0  # whoever kept us waiting is gone
-    if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
-        _become_snapshotter(environ)
     # The first process of a container never sees what comes before it has a handler: it is to wait until then.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if environ.get(TASK_VARIABLE) == TASK_SNAPSHOT:
+        _become_snapshotter(environ)
     try:
         settings = ReplicaSettings.from_env(environ)
     except AdapterError as error:

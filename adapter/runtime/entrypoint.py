@@ -577,14 +577,15 @@ class Entrypoint:
     def _consider_snapshots(self, rung: Rung) -> None:
         """In the background, once a life, where a faster start next time can be had.
 
-        On a GPU only when this replica is parked: a second process beside it would take memory that nobody granted.
+        A host that takes them knows when there is room for a second process. On a GPU we do it when this replica is
+        parked: before, that process would take memory that nobody granted.
         """
         wanted = self._wanted
         if wanted is None or self._snapshotter.tried or self._state is not State.SERVING:
             return
         if rung is Rung.RESTORE or not (wanted.lacks_snapshots(rung) or self._caches.are_new(wanted)):
             return
-        if self._settings.snapshot_by == "host" and self._gpu is None:
+        if self._settings.snapshot_by == "host":
             self._snapshotter.tried = True
             self._say(EventName.SNAPSHOT, state="due", **NO_NEWS)
             return

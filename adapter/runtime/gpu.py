@@ -171,9 +171,15 @@ def _verdict(capabilities: str, feature: str) -> Verdict | None:
 
 
 def visible_device(environ: Mapping[str, str]) -> str:
-    """The UUID of the one GPU that a replica was given; empty where none is named that way."""
-    first, *others = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return first if first.startswith("GPU-") and not others else ""
+    """The UUID of the one GPU that a replica was given; empty where none is named that way.
+
+    A host of ours names it to CUDA, a kubelet's device plugin to the container runtime.
+    """
+    for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        first, *others = environ.get(name, "").split(",")
+        if first.startswith("GPU-") and not others:
+            return first
+    return ""
 
 
 def _gone(exc: OSError) -> GpuError:

@@ -176,8 +176,13 @@ def shared_variables(settings: ReplicaSettings, shape: HandlerShape, environ: Ma
     return {**brought, **{name: own[name] for name in (*settings.snapshot_env, *brought) if name in own}}
 
 
-def device_of(settings: ReplicaSettings) -> str:
-    return settings.device or ("cuda:0" if os.path.exists("/dev/nvidia0") else "cpu")
+def device_of(settings: ReplicaSettings, devices: str = "/dev") -> str:
+    """A container that was given one GPU of several has its device by the number it has on the machine."""
+    return settings.device or ("cuda:0" if any(map(_is_gpu, os.listdir(devices))) else "cpu")
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith("nvidia") and device.removeprefix("nvidia").isdecimal()
 
 
 def plan(wanted: Wanted) -> tuple[list[Step], list[SkippedRung]]:

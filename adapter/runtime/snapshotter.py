@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import AdapterError, ConfigError, GpuError, NotFound, SnapshotError, SnapshotMismatch, Timeout
+from adapter.gpu.checkpoint import load_bindings
 from adapter.gpu.client import HelperClient, start_helper
 from adapter.gpu.wire import Operation
 from adapter.records import Rung
@@ -32,6 +33,7 @@ from adapter.runtime.gpu import keeps_addresses, visible_device
 from adapter.runtime.ladder import COMPILED, PROCESS, WEIGHTS, Wanted, Weights
 from adapter.runtime.launch import Launched, model_environment, start_model
 from adapter.runtime.orders import Birth, Status, error_of
+from adapter.runtime.port import STOP_SIGNALS
 from adapter.snapshot import compile_caches
 from adapter.snapshot.identity import Identity, differing_fields, weights_identity
 from adapter.snapshot.image import map_memory
@@ -115,7 +117,9 @@ class Snapshotter:
     def _process(self, weights: Weights | None) -> Snapshot:
         try:
             criu = find_criu(self._environ)
-        except SnapshotError:
+            if self._on_gpu and not self._wanted.settings.gpu_helper:
+                load_bindings()  # what our own helper needs: no model is to hold a GPU for nothing
+        except (SnapshotError, GpuError):
             if Caches(Path(self._wanted.settings.runtime_dir)).are_new(self._wanted):
                 self._warm_for_caches(weights)
             raise
@@ -292,7 +296,16 @@ def _end(model: Launched) -> None:
         os.waitpid(model.pid, 0)
 
 
+def _hear_stop_signals() -> None:
+    """As a container's first process, which no signal ends by itself, end at once and take all in there along: a
+    function's pod may wait for its GPU. The draft that is left is swept by the next builder."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def main() -> int:
+    _hear_stop_signals()
     os.nice(5)  # serving goes first
     try:
         settings = ReplicaSettings.from_env(os.environ)

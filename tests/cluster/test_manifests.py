@@ -234,9 +234,10 @@ def wanted(namespace: str) -> dict[str, Any]:
 
 
 def test_the_controller_makes_pods_that_take_snapshots(installed, opted_in):
-    assert json.loads(make(installed, wanted(opted_in), f"--as={CONTROLLER}"))["metadata"]["name"].startswith(
-        "gpufn-snapshot-"
-    )
+    made = json.loads(make(installed, wanted(opted_in), f"--as={CONTROLLER}"))
+    assert made["metadata"]["name"].startswith("gpufn-snapshot-")
+    assert made["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "1Gi"}
+    assert (made["spec"]["priority"], made["spec"]["preemptionPolicy"]) == (-100, "Never")
 
 
 HOST_FOLDER = {"name": "n", "hostPath": {"path": "/var/lib/kubelet"}}
@@ -247,6 +248,9 @@ HOST_FOLDER = {"name": "n", "hostPath": {"path": "/var/lib/kubelet"}}
     [
         ({"metadata": {"labels": {}}}, "no label gpufn.dev/task=snapshot"),
         ({"spec": {"automountServiceAccountToken": True}}, "has a token"),
+        ({"spec": {"priorityClassName": "gpufn"}}, "has another priority"),
+        ({"spec": {"priorityClassName": "system-node-critical"}}, "has another priority"),
+        ({"spec": {"priorityClassName": ""}}, "has another priority"),
         ({"spec": {"hostNetwork": True}}, "in a namespace of the node"),
         ({"spec": {"hostPID": True}}, "in a namespace of the node"),
         ({"spec": {"volumes": [{"name": "s", "secret": {"secretName": "s"}}]}}, "a secret, a token, or a folder"),

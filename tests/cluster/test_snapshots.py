@@ -26,7 +26,8 @@ NODE = "node-a"
 @pytest.fixture
 def place(control_plane, repository):
     """A namespace that keeps snapshots."""
-    control_plane.kubectl("apply", "-f", str(repository / "manifests/base/gpunode.yaml"))
+    for name in ("gpunode", "priority"):
+        control_plane.kubectl("apply", "-f", str(repository / f"manifests/base/{name}.yaml"))
     control_plane.kubectl("wait", "crd/gpunodes.gpufn.dev", "--for=condition=Established", f"--timeout={WAIT_S}s")
     name = f"test-{uuid.uuid4().hex[:8]}"
     control_plane.make_namespace(name, {SNAPSHOTS_LABEL: "enabled"})

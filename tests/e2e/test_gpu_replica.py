@@ -6,13 +6,18 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import termios
 from pathlib import Path
 
 import pytest
 
 from adapter.hosts import ReplicaState
+from adapter.hosts.shell import Isolation
 from adapter.records import EventName
+from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE, ReplicaSettings
+from adapter.snapshot.store import Store
 from benchmarks.gpu.kills import victims
 from benchmarks.session import Session
 from tests.fakes.host import Listener, ask, deployment, running
@@ -72,6 +77,36 @@ def lives(state, scenario, *, snapshot="auto", of_machine=False):
             await scenario(begin)
 
     asyncio.run(asyncio.wait_for(whole(), 110))
+
+
+def test_a_container_that_is_started_for_it_dumps_a_gpu_process_with_a_helper_of_its_own(tmp_path, gpu):
+    """As a pod on a cluster: no host, no helper of the machine's, and its GPU is named by who gave it the device."""
+    settings = ReplicaSettings(
+        function="gpu-memory",
+        folder=str(FUNCTIONS / "gpu-memory"),
+        snapshot_dir=str(tmp_path / "store"),
+        device="cuda:0",
+    )
+    result = tmp_path / "result"
+    ended = subprocess.run(
+        [*Isolation.find().wrapper, sys.executable, "-m", "adapter.runtime"],
+        cwd=Path(__file__).parents[2],
+        env={
+            **os.environ,
+            **settings.to_env({"function", "folder", "snapshot_dir", "device"}),
+            "NVIDIA_VISIBLE_DEVICES": GPU,
+            TASK_VARIABLE: TASK_SNAPSHOT,
+            RESULT_VARIABLE: str(result),
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(result.read_text())["state"] == "published"
+    [snapshot] = Store(tmp_path / "store").all()
+    assert (snapshot.kind, snapshot.facts["gpu"]) == ("process", GPU)
+    assert gpu.held_bytes() == 0
 
 
 def names(record):

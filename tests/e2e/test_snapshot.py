@@ -119,6 +119,38 @@ def test_a_container_that_is_started_for_it_takes_a_snapshot_and_ends(tmp_path):
     assert [snapshot.kind for snapshot in Store(tmp_path / "store").all()] == ["process"]
 
 
+@pytest.mark.criu
+def test_such_a_container_ends_at_once_when_it_is_told_to_though_it_is_its_first_process(tmp_path):
+    """As a pod that another one preempts: who waits for its GPU waits for no grace to pass."""
+    folder, result = write_function(tmp_path, "fn", ENDLESS), tmp_path / "result"
+    settings = ReplicaSettings(function="fn", folder=str(folder), snapshot_dir=str(tmp_path / "store"))
+    with subprocess.Popen(
+        [*Isolation.find().wrapper, sys.executable, "-m", "adapter.runtime"],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            **settings.to_env({"function", "folder", "snapshot_dir"}),
+            TASK_VARIABLE: TASK_SNAPSHOT,
+            RESULT_VARIABLE: str(result),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as container:
+        try:
+            for line in container.stderr:
+                if line == "loading\n":
+                    break
+            inside = Watched(session_of(container.pid))
+            [first] = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+            os.kill(int(first), signal.SIGTERM)
+            assert container.wait(60) == 128 + signal.SIGTERM
+            assert inside.all_end(20)
+        finally:
+            container.kill()
+    assert result.read_text() == ""
+
+
 def test_a_function_that_would_not_start_from_it_gets_none(tmp_path, capsys):
     folder = write_function(tmp_path, "fn", "def handle(event, context): ...\n")
     assert create(folder, tmp_path / "state") == 3

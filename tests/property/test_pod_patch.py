@@ -13,7 +13,7 @@ from adapter.policy.node_terms import Requirement
 from adapter.policy.placement import Verdict
 
 WORDS = st.sampled_from(("a", "b", "c"))
-RESOURCES = ("nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared")
+RESOURCES = ("nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared", "amd.com/gpu")
 EXPRESSIONS = st.builds(
     lambda key, values: {"key": key, "operator": "In", "values": values}, WORDS, st.lists(WORDS, min_size=1, max_size=2)
 )

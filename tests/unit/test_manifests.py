@@ -15,6 +15,7 @@ import yaml
 from adapter import keys
 from adapter.controller import snapshot_pod
 from adapter.hosts.seccomp import RESTORE_RIGHT
+from adapter.replica import TASK_SNAPSHOT
 from scripts.adapter_image import extras, requirements
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -226,7 +227,7 @@ def test_what_rbac_cannot_bound_admission_policies_do():
 
 def test_the_policies_of_snapshot_pods_spell_labels_and_rights_as_the_code_does():
     text = yaml.safe_dump([item["spec"] for item in of_kind("ValidatingAdmissionPolicy")], width=10_000)
-    for word in (keys.SNAPSHOTS_LABEL, snapshot_pod.TASK_LABEL, snapshot_pod.TASK_SNAPSHOT, RESTORE_RIGHT):
+    for word in (keys.SNAPSHOTS_LABEL, keys.TASK_LABEL, TASK_SNAPSHOT, RESTORE_RIGHT, snapshot_pod.PRIORITY_CLASS):
         assert word in text
 
 
@@ -310,7 +311,15 @@ def test_every_mount_has_its_volume(item):
 
 def test_every_priority_exists():
     classes = {item["metadata"]["name"] for item in of_kind("PriorityClass")}
-    assert {template(item)["spec"]["priorityClassName"] for item in WORKLOADS} == classes
+    used = {template(item)["spec"]["priorityClassName"] for item in WORKLOADS}
+    assert used | {snapshot_pod.PRIORITY_CLASS} == classes
+
+
+def test_pods_that_take_snapshots_give_way_to_every_pod_and_cost_no_node():
+    [item] = [item for item in of_kind("PriorityClass") if item["metadata"]["name"] == snapshot_pod.PRIORITY_CLASS]
+    assert item["value"] < -10  # below that the cluster autoscaler makes and keeps no node for a pod
+    assert item["preemptionPolicy"] == "Never"
+    assert not any(item.get("globalDefault") for item in of_kind("PriorityClass"))
 
 
 # Network --------------------------------------------------------------------------------------------------------

@@ -200,6 +200,29 @@ def test_a_replicas_life(node):
     assert interval == (GPU, 1.0, "node-1", "acme", "embed-embed-12")
 
 
+def test_a_snapshot_that_is_taken_on_a_gpu_is_its_functions_time_and_no_replicas(node):
+    def taker(**times):
+        value = pod("taker", **times)
+        value["metadata"] |= {
+            "labels": {"gpufn.dev/task": "snapshot"},
+            "annotations": {"gpufn.dev/snapshot-of": "acme/embed.acme", "gpufn.dev/snapshot-of-revision": "7"},
+        }
+        return value
+
+    async def play():
+        async with kubelet_of(node, taker=GPU):
+            node.start()
+            node.says((6, LISTENING), (8, SERVING), name="taker")  # as a function could
+            await node.beat(14, taker(started=5))
+            await node.beat(32, taker(started=5, finished=30))
+
+    run(play())
+    assert (node.span(), node.phases()) == ((5, 30), [("restoring", 25)])
+    [lease] = {(lease.device, lease.tenant, lease.revision, lease.replica) for lease in node.leases()}
+    assert lease == (GPU, "acme", "7", "taker-taker-12")
+    assert {device.others_ns for device in node.records().devices} == {0}
+
+
 def test_one_that_is_gone_when_the_agent_looks_ended_as_the_api_server_had_it_last(node):
     async def play():
         async with kubelet_of(node, embed=GPU):

@@ -6,7 +6,9 @@ import copy
 
 import pytest
 
-from adapter.agent.pods import intent_of, read_pod
+from adapter.agent.pods import intent_of, read_pod, snapshot_intent_of
+from adapter.cluster.intent import read_intent
+from adapter.controller.snapshot_pod import snapshot_pod
 
 SECOND_NS = 10**9
 AT_NS = 1_795_647_091 * SECOND_NS
@@ -104,3 +106,46 @@ def test_a_pod_without_our_labels_is_no_function():
     value = pod()
     value["metadata"]["labels"] = {"app": "embed"}
     assert intent_of(read_pod(value), {}) is None
+
+
+# Pods that take snapshots --------------------------------------------------------------------------
+
+
+def taking(limits=None, tenant="acme-corp", **annotations):
+    """As the controller makes it for `pod()` in a namespace of that tenant's, and as it is changed afterwards."""
+    replica, labels = pod(), {"gpufn.dev/tenant": tenant, "gpufn.dev/snapshots": "enabled"}
+    replica["spec"]["containers"][0]["resources"]["limits"] = {"nvidia.com/gpu": "2"} if limits is None else limits
+    replica["metadata"]["labels"]["gpufn.dev/revision"] = "7"
+    intent = read_intent(replica, namespace="acme", namespace_labels=labels)
+    assert intent is not None
+    made = snapshot_pod(replica, intent, "node-1")
+    made["metadata"] |= {"uid": "u", "creationTimestamp": "2026-11-25T22:51:31Z"}
+    made["metadata"]["annotations"] |= annotations
+    return made
+
+
+def test_the_gpu_of_a_pod_that_takes_a_snapshot_is_held_by_its_function():
+    intent = snapshot_intent_of(read_pod(taking()), {"gpufn.dev/tenant": "acme-corp"})
+    assert intent is not None
+    assert (intent.key, intent.tenant, intent.revision, intent.spec.price_class) == (
+        "embed.acme", "acme-corp", "7", "gold",
+    )  # fmt: skip
+    assert intent.need.units == 2
+    assert not intent.snapshots
+    assert intent_of(read_pod(taking()), {"gpufn.dev/tenant": "acme-corp"}) is None  # it is no replica
+
+
+def test_one_without_a_gpu_takes_nobodys_time():
+    assert snapshot_intent_of(read_pod(taking(limits={"cpu": "1"})), {"gpufn.dev/tenant": "acme-corp"}) is None
+
+
+@pytest.mark.parametrize("of", ["other/embed.acme", "acme-corp/embed.other", "embed", "acme-corp/.acme", ""])
+def test_nobody_holds_for_another_tenant_or_namespace(of):
+    value = taking(**{"gpufn.dev/snapshot-of": of})
+    assert snapshot_intent_of(read_pod(value), {"gpufn.dev/tenant": "acme-corp"}) is None
+
+
+def test_without_the_label_that_is_the_controllers_to_give_it_is_anybodys_pod():
+    value = taking()
+    value["metadata"]["labels"] = {}
+    assert snapshot_intent_of(read_pod(value), {"gpufn.dev/tenant": "acme-corp"}) is None

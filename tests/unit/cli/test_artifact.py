@@ -111,11 +111,11 @@ def test_a_process_whose_weights_are_gone_is_not_pushed(state, store, image, cap
 def test_without_any_or_with_many_one_is_asked_for(state, store, image, capsys):
     state.mkdir()
     assert snapshot(state, "push", image) == 4
-    first = take(store, function="a.openfaas-fn")
-    take(store, function="b.openfaas-fn", number=1)
+    first = take(store, function="first.openfaas-fn")  # no name that a key could begin with
+    take(store, function="second.openfaas-fn", number=1)
     assert snapshot(state, "push", image) == 5
     assert "--snapshot" in capsys.readouterr().err
-    for which in ("a", "a.openfaas-fn", first.key[:8]):
+    for which in ("first", "first.openfaas-fn", first.key[:8]):
         assert snapshot(state, "push", image, "--snapshot", which, "-o", "json") == 0
         [pushed] = answer(capsys)
         assert pushed["key"] == first.key

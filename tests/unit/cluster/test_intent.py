@@ -175,9 +175,48 @@ def test_snapshots_need_the_namespace_to_allow_them(labels, annotations, keeps):
     assert (intent.snapshots, bool(intent.need.snapshot)) == (keeps, keeps)
 
 
-@pytest.mark.parametrize("annotations", [{"gpu": "1"}, {"gpu": "0.5"}, {"mig": "1g.10gb"}])
-def test_of_what_holds_a_gpu_none_is_taken(annotations):
-    assert not read(annotations, namespace_labels={"gpufn.dev/snapshots": "enabled"}).snapshots
+KEEPS = {"gpufn.dev/snapshots": "enabled"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits"),
+    [
+        ({"gpu": "1"}, {}),
+        ({"gpu": "2"}, {}),
+        ({"idle": "1m"}, {"nvidia.com/gpu": "1"}),
+        ({"gpu": "1", "models": "a100"}, {"cpu": "1"}),
+    ],
+)
+def test_of_what_holds_whole_gpus_one_is_taken(annotations, limits):
+    intent = read(annotations, container(limits=limits), namespace_labels=KEEPS)
+    assert (intent.snapshots, intent.notes) == (True, ())
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits", "more", "says"),
+    [
+        ({"mig": "1g.10gb"}, {}, {}, "MIG slice"),
+        ({}, {"nvidia.com/mig-1g.10gb": "1"}, {}, "MIG slice"),
+        ({"gpu": "0.5"}, {}, {}, "MPS"),
+        ({"gpu": "0.5"}, {"nvidia.com/gpu": "2"}, {}, "MPS"),  # as the webhook writes that share
+        ({}, {"nvidia.com/gpu.shared": "1"}, {}, "MPS"),
+        ({}, {"amd.com/gpu": "1"}, {}, "amd.com/gpu"),
+        ({"gpu": "1"}, {}, {"schedulerName": "volcano"}, "another scheduler"),
+    ],
+)
+def test_of_what_no_driver_can_checkpoint_none_is_taken_and_it_is_said_why(annotations, limits, more, says):
+    asked = container(limits=limits)
+    intent = read(annotations, asked, namespace_labels=KEEPS, **more)
+    assert intent.need.snapshot
+    assert not intent.snapshots
+    assert intent.notes[-1].startswith("process snapshots are not used: ")
+    assert says in intent.notes[-1]
+    assert says not in "".join(read(annotations, asked, **more).notes)  # where nobody would take any
+
+
+def test_what_a_resource_claim_gives_no_pod_for_a_snapshot_has():
+    claims = {"name": "user-container", "image": "embed", "resources": {"claims": [{"name": "gpu"}]}}
+    assert not read({"idle": "1m"}, claims, namespace_labels=KEEPS).snapshots
 
 
 # Containers -----------------------------------------------------------------------------------------

@@ -106,6 +106,13 @@ def test_pods_that_end_hold_their_gpus_and_those_that_ended_do_not():
     assert held["n1"]["pods"] == 2
 
 
+def test_a_pod_that_gives_way_to_any_function_takes_nothing_of_what_functions_may_have():
+    one = {"spec": {"nodeName": "n1", "containers": [container({"cpu": "1"}, {"nvidia.com/gpu": "1"})]}}
+    gives_way, anothers = ({**one, "metadata": {"labels": {"gpufn.dev/task": task}}} for task in ("snapshot", "x"))
+    assert held_by_node([gives_way]) == {}
+    assert held_by_node([gives_way, anothers])["n1"]["nvidia.com/gpu"] == 1
+
+
 # Nodes ----------------------------------------------------------------------------------------------
 
 

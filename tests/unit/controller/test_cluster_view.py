@@ -53,6 +53,15 @@ def test_a_pod_holds_what_it_asked_for_until_it_has_ended():
     play(scene)
 
 
+def test_a_gpu_on_which_a_snapshot_is_taken_is_free_for_functions():
+    async def scene(server, view, now):
+        await put(server, function_pod("taker", gpus=3, node_name="n1", **{"gpufn.dev/task": "snapshot"}))
+        await put(server, function_pod("a", gpus=1, node_name="n1"))
+        await until(lambda: free(view) == 7)
+
+    play(scene)
+
+
 def test_pods_that_come_before_their_node_count_when_it_is_there():
     async def scene(server, view, now):
         await put(server, function_pod("a", gpus=2, node_name="late"))

@@ -267,15 +267,29 @@ def test_without_the_namespaces_leave_there_is_no_volume_and_no_right():
     assert not {"GPUFN_SNAPSHOT_DIR", "GPUFN_CRIU"} & variables(after).keys()
 
 
-def test_of_a_function_with_a_gpu_no_snapshot_is_taken_and_it_gets_no_right_for_nothing():
-    pod = knative_pod(gpu="1")
-    after = patched(pod, intent_of(pod, snapshots=True))
+@pytest.mark.parametrize(
+    ("annotations", "resource"),
+    [
+        ({"gpu": "0.5"}, "nvidia.com/gpu"),
+        ({"mig": "1g.5gb"}, "nvidia.com/mig-1g.5gb"),
+        ({"gpu": "1"}, "nvidia.com/gpu.shared"),
+        ({"gpu": "1", "models": "mi300x"}, "amd.com/gpu"),
+    ],
+)
+def test_where_no_driver_could_checkpoint_it_a_function_gets_no_right_for_nothing(annotations, resource):
+    pod, verdicts = knative_pod(**annotations), (replace(FITS[0], resource=resource),)
+    answer = patch_pod(pod, intent_of(pod, snapshots=True), verdicts, FACTS)
+    after = jsonpatch.apply_patch(pod, list(answer.operations))
     assert "volumes" not in after["spec"]
     assert "securityContext" not in after["spec"]["containers"][0]
+    assert "GPUFN_SNAPSHOT_BY" not in variables(after)
+    assert [w for w in answer.warnings if w.startswith("process snapshots are not used")]
+    assert patch_pod(after, intent_of(after, snapshots=True), (), FACTS).operations == ()
 
 
-def test_a_function_sees_its_own_snapshots_alone_and_has_the_one_right():
-    pod = knative_pod(idle="1m")
+@pytest.mark.parametrize("annotations", [{"idle": "1m"}, {"gpu": "1"}])
+def test_a_function_sees_its_own_snapshots_alone_and_has_the_one_right(annotations):
+    pod = knative_pod(**annotations)
     after = patched(pod, intent_of(pod, snapshots=True))
     place = "/var/lib/gpufn/snapshots/acme/embed.team"
     assert after["spec"]["volumes"] == [

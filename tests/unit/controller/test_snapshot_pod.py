@@ -1,11 +1,12 @@
 """The pod that takes snapshots: what it has of the function's pod, and what it must not have."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 
 from adapter.cluster.intent import Intent
-from adapter.controller.snapshot_pod import name_of, network_policy, snapshot_pod
+from adapter.controller.snapshot_pod import has_gpu, name_of, network_policy, snapshot_pod
 from adapter.policy.placement import Need
 from adapter.spec import parse_spec
 
@@ -21,8 +22,16 @@ INTENT = Intent(
     snapshots=True,
 )
 POD = {
-    "metadata": {"name": "embed-1", "labels": {"serving.knative.dev/revision": "embed-00001"}},
+    "metadata": {
+        "name": "embed-1",
+        "labels": {"serving.knative.dev/revision": "embed-00001"},
+        "ownerReferences": [
+            {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "embed", "uid": "u", "controller": True}
+        ],
+    },
     "spec": {
+        "priorityClassName": "important",
+        "runtimeClassName": "nvidia",
         "serviceAccountName": "embed",
         "securityContext": {"runAsUser": 1000, "fsGroup": 7, "sysctls": [{"name": "a", "value": "b"}]},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
@@ -48,7 +57,11 @@ POD = {
                     {"name": "GPUFN_TASK", "value": "something else"},
                 ],
                 "envFrom": [{"secretRef": {"name": "key"}}, {"configMapRef": {"name": "settings"}}],
-                "resources": {"limits": {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu": "1"}},
+                "resources": {
+                    "limits": {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu": "2", "example.com/nic": "1"},
+                    "requests": {"cpu": "1", "nvidia.com/gpu": "2"},
+                    "claims": [{"name": "x"}],
+                },
                 "volumeMounts": [
                     {"name": name, "mountPath": f"/{name}"}
                     for name in ("token", "secret", "gpufn-snapshots", "gpufn-criu")
@@ -91,9 +104,43 @@ def test_its_task_is_ours_to_say(made):
     assert [item["value"] for item in container["env"] if item["name"] == "GPUFN_TASK"] == ["snapshot"]
 
 
-def test_it_takes_no_gpu_and_no_right_but_one(made):
+def test_it_has_the_gpus_of_the_function_and_what_they_run_under(made):
     (container,) = made["spec"]["containers"]
-    assert container["resources"] == {"limits": {"cpu": "2", "memory": "1Gi"}}
+    assert container["resources"] == {
+        "limits": {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu": "2"},
+        "requests": {"cpu": "1", "nvidia.com/gpu": "2"},
+    }
+    assert made["spec"]["runtimeClassName"] == "nvidia"
+    assert has_gpu(made)
+
+
+@pytest.mark.parametrize("resources", [{}, {"limits": {"cpu": "2"}}, {"limits": {"nvidia.com/gpu": "0"}}])
+def test_without_gpus_it_runs_under_what_the_node_has(resources):
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"][1]["resources"] = resources
+    made = snapshot_pod(pod, INTENT, "node-1")
+    assert "runtimeClassName" not in made["spec"]
+    assert not has_gpu(made)
+
+
+def test_every_functions_pod_may_have_its_place_at_once(made):
+    assert made["spec"]["priorityClassName"] == "gpufn-snapshots"
+    assert made["spec"]["terminationGracePeriodSeconds"] <= 5
+
+
+def test_it_says_whose_time_it_takes(made):
+    said = made["metadata"]["annotations"]
+    names = ("snapshot-of", "snapshot-of-revision", "price-class")
+    assert [said[f"gpufn.dev/{name}"] for name in names] == ["team-a/embed.team-a", "embed-00001", "standard"]
+
+
+def test_it_goes_with_what_the_replica_goes_with_which_does_not_count_it(made):
+    [owner] = made["metadata"]["ownerReferences"]
+    assert owner == {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "embed", "uid": "u"}
+
+
+def test_it_has_no_right_but_one(made):
+    (container,) = made["spec"]["containers"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHECKPOINT_RESTORE"]}
     assert "privileged" not in container["securityContext"]
 

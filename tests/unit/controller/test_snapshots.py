@@ -3,13 +3,16 @@
 import json
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from adapter.controller.snapshots import RETRY_S, Due, Step, Taking, due_of, next_step, taking_of
 
 EMBED, CHAT = Due("team-a", "embed-1"), Due("team-b", "chat-1")
 
 
-def taking(name="gpufn-snapshot-1", phase="Running", node="node-1", began_at_s=0.0, ended_at_s=0.0, message=""):
+def taking(
+    name="gpufn-snapshot-1", phase="Running", node="node-1", began_at_s=0.0, ended_at_s=0.0, message="", **changes
+):
     return Taking(
         "team-a",
         name,
@@ -21,6 +24,7 @@ def taking(name="gpufn-snapshot-1", phase="Running", node="node-1", began_at_s=0
         message,
         began_at_s,
         ended_at_s or began_at_s,
+        **changes,
     )
 
 
@@ -61,7 +65,53 @@ def test_one_that_finds_no_place_is_given_up():
 
 
 def test_one_that_pulls_its_image_is_waited_for():
-    assert next_step([], [taking(phase="Pending")], 10_000.0).give_up == ()
+    assert next_step([], [taking(phase="Pending")], 10_000.0) == Step()
+
+
+def test_one_that_waits_for_its_gpu_holds_up_none_that_needs_no_gpu():
+    waiting = taking(phase="Pending", node="", has_gpu=True)
+    assert next_step([EMBED], [waiting], 600.0) == Step(take=(EMBED,), gpu_waits=True, again_s=85_800.0)
+    assert next_step([EMBED], [waiting, taking("gpufn-snapshot-2")], 600.0).take == ()
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_one_that_has_its_gpu_is_waited_for_as_any_other(phase):
+    assert next_step([EMBED], [taking(phase=phase, has_gpu=True)], 0.0).take == ()
+
+
+def test_one_whose_gpu_is_in_use_all_day_is_given_up():
+    waiting = taking(phase="Pending", node="", has_gpu=True)
+    assert next_step([], [waiting], 86_399.0).give_up == ()
+    assert next_step([], [waiting], 86_400.0).give_up == (waiting,)
+
+
+def test_one_that_made_room_for_another_is_no_reason_to_wait():
+    gone = taking(phase="Failed", ended_at_s=100.0, made_room=True)
+    assert next_step([EMBED], [gone], 100.0) == Step(clear=(gone,), take=(EMBED,))
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.builds(
+            taking, st.text("abc", min_size=1, max_size=2), st.sampled_from(["Pending", "Running", "Succeeded", "Failed"]),
+            st.sampled_from(["", "node-1"]), st.floats(0, 1e6), has_gpu=st.booleans(), made_room=st.booleans(),
+        ),
+        max_size=4,
+    ),
+    st.floats(0, 2e6),
+)  # fmt: skip
+def test_at_most_one_is_taken_and_one_waits_for_a_gpu_and_none_is_forgotten(takings, now_s):
+    step = next_step([EMBED], takings, now_s)
+    active = {each for each in takings if not each.is_over}
+    for_gpu = {each for each in active if each.waits and each.has_gpu}
+    assert step.gpu_waits is bool(for_gpu)
+    assert bool(step.take) is (active == for_gpu)
+    assert set(step.clear) <= set(takings) - active
+    assert set(step.give_up) <= active
+    ends = active - set(step.give_up) if any(each.waits for each in active - set(step.give_up)) else set()
+    kept = set(takings) - active - set(step.clear)
+    assert (step.again_s is not None) is bool(ends or kept)
 
 
 def test_an_agent_that_says_nothing_sensible_means_nothing_is_due():
@@ -71,7 +121,7 @@ def test_an_agent_that_says_nothing_sensible_means_nothing_is_due():
     )
 
 
-def pod(phase, terminated):
+def pod(phase, terminated, limits=None, **status):
     return {
         "metadata": {
             "name": "gpufn-snapshot-1",
@@ -83,8 +133,8 @@ def pod(phase, terminated):
                 "gpufn.dev/for-node": "node-1",
             },
         },
-        "spec": {"nodeName": "node-1"},
-        "status": {"phase": phase, "containerStatuses": [{"state": {"terminated": terminated}}]},
+        "spec": {"nodeName": "node-1", "containers": [{"resources": {"limits": limits or {}}}]},
+        "status": {"phase": phase, "containerStatuses": [{"state": {"terminated": terminated}}], **status},
     }
 
 
@@ -115,3 +165,28 @@ def test_one_that_was_not_taken_says_why(message, why):
     found = taking_of(pod("Failed", {"finishedAt": "2026-01-01T00:01:00Z", "message": message, "reason": "OOMKilled"}))
     assert found.news.endswith(why)
     assert "replicas there load as before" in found.news
+
+
+@pytest.mark.parametrize(("limits", "has_gpu"), [({"cpu": "1"}, False), ({"nvidia.com/gpu": "1"}, True)])
+def test_whether_it_needs_a_gpu_is_in_its_limits(limits, has_gpu):
+    assert taking_of(pod("Running", {}, limits)).has_gpu is has_gpu
+
+
+def disrupted(reason, status="True"):
+    return {"conditions": [{"type": "Ready", "status": "False"}, {"type": "DisruptionTarget", "status": status, "reason": reason}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "made_room"),
+    [
+        (disrupted("PreemptionByScheduler"), True),
+        ({"reason": "Preempting"}, True),
+        (disrupted("PreemptionByScheduler", "False"), False),
+        (disrupted("TerminationByKubelet") | {"reason": "Evicted"}, False),  # its node has too little of something
+        ({}, False),
+    ],
+)
+def test_one_that_another_pod_preempted_is_told_from_one_that_failed(status, made_room):
+    found = taking_of(pod("Failed", {"finishedAt": "2026-01-01T00:01:00Z", "reason": "Error"}, **status))
+    assert found.made_room is made_room
+    assert ("made room for another" in found.news) is made_room

@@ -13,7 +13,7 @@ from adapter.hosts.container import CONFIG_LABEL, CONTRACT_LABEL, ContainerHost,
 from adapter.hosts.engine import Engine, socket_path
 from adapter.hosts.seccomp import profile
 from adapter.keys import CONTRACT_VERSION
-from adapter.records import EventName
+from adapter.records import Event, EventName
 from tests.contract.hosts.containers import HANDLER, ContainerHostContract, function, opened, run
 from tests.fakes.engine import FakeImage, fake_engine
 from tests.fakes.host import Listener, write_function
@@ -101,6 +101,25 @@ def test_gpus_are_asked_for_by_uuid(tmp_path, fake):
     config = started(tmp_path, fake, Listener(), devices=("GPU-1", "GPU-2"))
     asked = {"Driver": "nvidia", "DeviceIDs": ["GPU-1", "GPU-2"], "Capabilities": [["gpu"]]}
     assert config["HostConfig"]["DeviceRequests"] == [asked]
+
+
+@pytest.mark.parametrize(("devices", "states"), [((), ["building"]), (("GPU-1",), [])])
+def test_beside_a_replica_that_holds_a_gpu_no_snapshot_is_taken(tmp_path, fake, devices, states):
+    async def scenario():
+        listener = Listener()
+        async with opened(tmp_path / "s", fake.path, "none") as host:
+            wanted = function("test/fn:1")
+            await host.prepare(wanted)
+            replica = await host.start(wanted, listener, devices=devices)
+            replica.hear(Event(EventName.SNAPSHOT, 1, {"state": "due"}).to_line())
+            for _ in range(5):  # what is begun says so at once
+                await asyncio.sleep(0)
+            assert [event.fields["state"] for event in snapshots(listener)] == states
+
+    def snapshots(listener):
+        return [event for event in listener.events if event.name is EventName.SNAPSHOT]
+
+    run(scenario())
 
 
 def test_an_engine_that_does_not_know_the_right_runs_it_without(tmp_path, fake):

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,3 +103,14 @@ def test_a_snapshotter_that_cannot_be_started_is_no_end_of_serving(entrypoint, m
     name, fields = entrypoint.said[0]
     assert (name, fields["state"], fields["code"]) == (EventName.SNAPSHOT, "failed", "os-error")
     assert "temporarily unavailable" in fields["reason"]
+
+
+@pytest.mark.parametrize(("taker", "said", "waits"), [("host", ["due"], False), ("replica", [], True)])
+def test_with_a_gpu_a_snapshot_is_the_hosts_to_take_or_waits_until_it_is_parked(entrypoint, taker, said, waits):
+    entrypoint._settings = replace(entrypoint._settings, snapshot_by=taker)
+    entrypoint._wanted = SimpleNamespace(lacks_snapshots=lambda rung: True)
+    entrypoint._state = State.SERVING
+    for _ in range(2):
+        entrypoint._consider_snapshots(Rung.LOAD)
+    assert [fields["state"] for name, fields in entrypoint.said if name is EventName.SNAPSHOT] == said
+    assert entrypoint._snapshots_due is waits

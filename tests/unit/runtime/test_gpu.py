@@ -9,7 +9,7 @@ import pytest
 from adapter.gpu.capabilities import Capabilities, Feature, Verdict
 from adapter.gpu.wire import Answer, Operation, Request, listen, receive, send
 from adapter.runtime import gpu as gpu_of_replica
-from adapter.runtime.gpu import Gpu, keeps_addresses, why_not_park
+from adapter.runtime.gpu import Gpu, keeps_addresses, visible_device, why_not_park
 from adapter.runtime.loop import Loop
 
 
@@ -132,3 +132,19 @@ def test_a_helper_of_our_own_that_died_before_it_was_asked_is_replaced(tmp_path,
     turn_until(loop, lambda: said)
     assert said[0].error is None
     assert [error.code for error in gpu.take_overcome()] == ["helper-died"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "device"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "GPU-1"),
+        ({"NVIDIA_VISIBLE_DEVICES": "GPU-2"}, "GPU-2"),  # as a device plugin says it
+        ({"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "GPU-2"}, "GPU-2"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1", "NVIDIA_VISIBLE_DEVICES": "all"}, "GPU-1"),
+        ({"NVIDIA_VISIBLE_DEVICES": "GPU-1,GPU-2"}, ""),
+        ({"NVIDIA_VISIBLE_DEVICES": "MIG-1"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_one_gpu_of_a_replica_is_known_by_who_gave_it(environ, device):
+    assert visible_device(environ) == device

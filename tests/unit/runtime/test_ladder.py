@@ -1,4 +1,4 @@
-"""Which rungs a replica may try where its image brings weights."""
+"""Which rungs a replica may try where its image brings weights, and on which device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapter.errors import NotFound, SnapshotCorrupt, SnapshotMismatch
 from adapter.packaging.sources import WeightsConfig, fetch_weights
 from adapter.records import Rung
 from adapter.replica import ReplicaSettings
-from adapter.runtime.ladder import PROCESS, WEIGHTS, Step, Wanted, plan
+from adapter.runtime.ladder import PROCESS, WEIGHTS, Step, Wanted, device_of, plan
 from adapter.snapshot.identity import weights_identity
 from adapter.spec import read_handler_shape
 from tests.fakes.checkpoints import safetensors
@@ -140,3 +140,18 @@ def test_load_is_told_where_the_model_is_and_the_users_word_wins(settings, weigh
     assert wanted(settings).shared["MODEL_DIR"] == f"{weights}/model"
     assert wanted(settings, MODEL_DIR="/mine").shared["MODEL_DIR"] == "/mine"
     assert "MODEL_DIR" not in wanted(replace(settings, weights_dir="")).shared
+
+
+@pytest.mark.parametrize(
+    ("devices", "device"),
+    [
+        (["nvidia0", "nvidiactl"], "cuda:0"),
+        (["nvidia3", "nvidia-uvm"], "cuda:0"),
+        (["nvidiactl", "nvidia-uvm", "null"], "cpu"),
+    ],
+)
+def test_a_gpu_is_one_by_whatever_number_its_machine_has_it(tmp_path, devices, device):
+    for name in devices:
+        (tmp_path / name).touch()
+    assert device_of(ReplicaSettings(), str(tmp_path)) == device
+    assert device_of(ReplicaSettings(device="cuda:1"), str(tmp_path)) == "cuda:1"
