@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -22,6 +23,17 @@ def slow_image(cluster, repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("slow-image")
     layout = functions.base_layout(folder / "base")
     image = functions.function_image("dev.local/slow:1", repository / "tests/functions/load-slow", layout, folder)
+    cluster.load(image)
+    return image.name
+
+
+@pytest.fixture(scope="module")
+def gpu_image(cluster, repository, tmp_path_factory):
+    """A function that keeps a pattern in device memory, by the driver's own bindings."""
+    folder = tmp_path_factory.mktemp("gpu-image")
+    layout, source = functions.base_layout(folder / "base"), repository / "tests/functions/gpu-memory"
+    asked = (source / "requirements.txt").read_text()
+    image = functions.function_image("dev.local/gpu-memory:1", source, layout, folder, asked)
     cluster.load(image)
     return image.name
 
@@ -111,6 +123,49 @@ def test_a_gpu_function_lands_on_the_model_it_asks_for_and_its_device_is_metered
 
     wait_until("lease", devices, WAIT_S)
     assert all(device.startswith("GPU-") for device in devices())
+
+
+def test_a_gpu_function_wakes_from_its_snapshot_where_its_node_has_one_gpu(gpufn, namespace, gpu_image):
+    """The pod that takes it waits until the replica has given the GPU back, and what it holds then is the function's."""
+    cluster = gpufn.cluster
+    cluster.kubectl("label", "namespace", namespace, "gpufn.dev/snapshots=enabled")
+    deploy(cluster, ksvc("memory", namespace, gpu_image, limits={"nvidia.com/gpu": "1"}, models="A100"))
+    before = json.loads(call(cluster, "memory", namespace))
+    assert before["whole"]
+    wait_until("snapshot", lambda: "SnapshotTaken" in reasons(cluster, namespace), WAIT_S)
+    wait_until(
+        "snapshot in the node's own list",
+        lambda: (
+            f"{namespace}/memory.{namespace}"
+            in [item["name"] for item in cluster.get("gpunode", "node2")["status"]["snapshots"]]
+        ),
+        WAIT_S,
+    )
+    assert json.loads(call(cluster, "memory", namespace))["whole"]
+    wait_until("second start in the ledger", lambda: len(starts(gpufn, "memory", namespace)) >= 2, WAIT_S)
+    latest, first = starts(gpufn, "memory", namespace)[:2]
+    assert (first.rung.value, latest.rung.value) == ("load", "restore")
+    assert {phase.name.value for phase in latest.phases} >= {"restore", "cuda_restore"}
+    found = gpufn.ledger(f"leases?start_ns=0&end_ns={time.time_ns()}&function=memory&namespace={namespace}")["leases"]
+    taking = [lease for lease in found if lease["replica"] not in {first.replica, latest.replica}]
+    assert taking
+    assert {lease["tenant"] for lease in found} == {namespace}
+    assert all(lease["device"].startswith("GPU-") for lease in taking)
+
+
+def test_a_pod_that_takes_a_snapshot_gives_its_gpu_to_any_function(gpufn, namespace, echo_image):
+    cluster = gpufn.cluster
+    container = {"name": "snapshot", "image": echo_image, "command": ["sleep", "3600"],
+                 "resources": {"limits": {"nvidia.com/gpu": "1"}}}  # fmt: skip
+    spec = {"priorityClassName": "gpufn-snapshots", "nodeSelector": {"kubernetes.io/hostname": "node2"},
+            "terminationGracePeriodSeconds": 0, "containers": [container]}  # fmt: skip
+    metadata = {"name": "taking", "namespace": namespace}
+    cluster.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}])
+    cluster.kubectl("wait", "pod/taking", "-n", namespace, "--for=condition=Ready", f"--timeout={WAIT_S}s")
+    deploy(cluster, ksvc("wants", namespace, echo_image, limits={"nvidia.com/gpu": "1"}, models="A100"))
+    (pod,) = pods(cluster, "wants", namespace)
+    assert pod["spec"]["nodeName"] == "node2"
+    cluster.kubectl("wait", "pod/taking", "-n", namespace, "--for=delete", f"--timeout={WAIT_S}s")
 
 
 def test_a_spent_budget_lets_no_replica_be_made_and_says_so_where_people_look(gpufn, namespace, echo_image):

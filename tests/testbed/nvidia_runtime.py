@@ -1,7 +1,8 @@
 """NVIDIA's container runtime, as far as containers see it: `python nvidia_runtime.py BUNDLE DRIVER`, before runc makes it.
 
 A container with NVIDIA_VISIBLE_DEVICES gets the driver's libraries, here the simulated ones of tests/stubs, and CUDA
-shows it those GPUs only. Standard library only: it runs at each start of a container.
+shows it those GPUs only. Their device files, by which programs see that there are some, are the null device. Standard
+library only: it runs at each start of a container.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ def with_driver(spec: dict[str, Any], driver: str) -> dict[str, Any]:
     environment["LD_LIBRARY_PATH"] = ":".join(paths)
     if visible != "all":
         environment.setdefault("CUDA_VISIBLE_DEVICES", visible)
+    devices = [_device_file(number) for number, _ in enumerate(visible.split(","))]
     process = {**spec["process"], "env": [f"{name}={value}" for name, value in environment.items()]}
     mount = {"destination": INSIDE, "type": "bind", "source": driver, "options": ["rbind", "rw"]}
-    return {**spec, "process": process, "mounts": [*spec.get("mounts", ()), mount]}
+    linux = {**spec.get("linux", {}), "devices": [*spec.get("linux", {}).get("devices", ()), *devices]}
+    return {**spec, "process": process, "mounts": [*spec.get("mounts", ()), mount], "linux": linux}
+
+
+def _device_file(number: int) -> dict[str, Any]:
+    return {"path": f"/dev/nvidia{number}", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666}
 
 
 def wrapper(python: str, driver: str) -> str:
