@@ -102,7 +102,7 @@ class Entrypoint:
         self._caches = Caches(self._runtime_dir)
         self._wanted: Wanted | None = None
         self._gpu = None
-        if device_of(settings).startswith("cuda"):
+        if device_of(settings, environ).startswith("cuda"):
             self._gpu = Gpu(self._loop, settings.gpu_helper, self._runtime_dir, environ)
         self._gpu_is_away = False  # the process's GPU memory is not in its place yet
         self._keeps_addresses = False  # of weights on the GPU

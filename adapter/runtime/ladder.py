@@ -58,7 +58,7 @@ class Wanted:
     @classmethod
     def of(cls, settings: ReplicaSettings, shape: HandlerShape, environ: Mapping[str, str]) -> Wanted:
         python = settings.python or sys.executable
-        device = device_of(settings)
+        device = device_of(settings, environ)
         shared = shared_variables(settings, shape, environ)
         identity = identity_of(Path(settings.folder), python, shared, device)
         if settings.weights_dir:  # `load` reads them
@@ -176,9 +176,13 @@ def shared_variables(settings: ReplicaSettings, shape: HandlerShape, environ: Ma
     return {**brought, **{name: own[name] for name in (*settings.snapshot_env, *brought) if name in own}}
 
 
-def device_of(settings: ReplicaSettings, devices: str = "/dev") -> str:
-    """A container that was given one GPU of several has its device by the number it has on the machine."""
-    return settings.device or ("cuda:0" if any(map(_is_gpu, os.listdir(devices))) else "cpu")
+def device_of(settings: ReplicaSettings, environ: Mapping[str, str], devices: str = "/dev") -> str:
+    """A container that was given one GPU of several has its device by the number it has on the machine. One that was
+    given none may see them all, and a variable that shows none to CUDA."""
+    if settings.device:
+        return settings.device
+    is_shown = environ.get("CUDA_VISIBLE_DEVICES") != "" and any(map(_is_gpu, os.listdir(devices)))
+    return "cuda:0" if is_shown else "cpu"
 
 
 def _is_gpu(device: str) -> bool:

@@ -153,5 +153,12 @@ def test_load_is_told_where_the_model_is_and_the_users_word_wins(settings, weigh
 def test_a_gpu_is_one_by_whatever_number_its_machine_has_it(tmp_path, devices, device):
     for name in devices:
         (tmp_path / name).touch()
-    assert device_of(ReplicaSettings(), str(tmp_path)) == device
-    assert device_of(ReplicaSettings(device="cuda:1"), str(tmp_path)) == "cuda:1"
+    assert device_of(ReplicaSettings(), {}, str(tmp_path)) == device
+    assert device_of(ReplicaSettings(device="cuda:1"), {}, str(tmp_path)) == "cuda:1"
+
+
+def test_gpus_that_are_not_shown_to_cuda_are_none(tmp_path):
+    """As the pod webhook says to a function without GPUs, where a runtime shows every GPU to everybody."""
+    (tmp_path / "nvidia0").touch()
+    assert device_of(ReplicaSettings(), {"CUDA_VISIBLE_DEVICES": ""}, str(tmp_path)) == "cpu"
+    assert device_of(ReplicaSettings(), {"CUDA_VISIBLE_DEVICES": "GPU-1"}, str(tmp_path)) == "cuda:0"
