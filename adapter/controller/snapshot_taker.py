@@ -59,7 +59,7 @@ class SnapshotTaker:
     async def reconcile(self, key: str) -> float | None:
         there = [taking for taking in self.takings.snapshot().values() if taking.wanted_on == key]
         agent = self._view.gpu_nodes.get(key)
-        step = next_step(agent.due if agent else (), there, self._clock_s())
+        step = next_step(agent.due if agent else None, there, self._clock_s())
         for taking in there:
             if taking.is_over:
                 await self._tell(taking)

@@ -114,18 +114,23 @@ class Step:
     """Seconds until time alone may change the answer."""
 
 
-def next_step(due: Iterable[Due], takings: Iterable[Taking], now_s: float) -> Step:
-    """For one node. What is over is kept as long as it keeps others from trying the same again: what failed for
-    `RETRY_S`, what worked until the node's agent has seen it and says that nothing is due there any more."""
-    due, takings = set(due), sorted(takings, key=lambda taking: taking.name)
+def next_step(due: Iterable[Due] | None, takings: Iterable[Taking], now_s: float) -> Step:
+    """For one node; `due` is None where it is gone, and what waits for it waits in vain.
+
+    What is over is kept as long as it keeps others from trying the same again: what failed for `RETRY_S`, what worked
+    until the node's agent has seen it and says that nothing is due there any more.
+    """
+    is_gone = due is None
+    due, takings = set(due or ()), sorted(takings, key=lambda taking: taking.name)
     active = [taking for taking in takings if not taking.is_over]
-    for_gpu = [taking for taking in active if taking.waits and taking.has_gpu]
-    stuck = [taking for taking in active if taking.waits and now_s - taking.began_at_s >= taking.patience_s]
+    waiting = [taking for taking in active if taking.waits]
+    for_gpu = [taking for taking in waiting if taking.has_gpu]
+    stuck = [taking for taking in waiting if is_gone or now_s - taking.began_at_s >= taking.patience_s]
     waited_for = {item.namespace for item in due}
     until_s = {taking: taking.ended_at_s + _kept_s(taking, waited_for) for taking in takings if taking.is_over}
     old = [taking for taking, end_s in until_s.items() if now_s >= end_s]
     deadlines = [end_s for taking, end_s in until_s.items() if taking not in old]
-    deadlines += [taking.began_at_s + taking.patience_s for taking in active if taking.waits and taking not in stuck]
+    deadlines += [taking.began_at_s + taking.patience_s for taking in waiting if taking not in stuck]
     return Step(
         clear=tuple(old),
         give_up=tuple(stuck),

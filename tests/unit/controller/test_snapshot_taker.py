@@ -92,6 +92,23 @@ def test_one_that_was_preempted_is_no_alarm_and_is_made_anew_when_it_is_gone():
     assert said == [("a", "SnapshotNotTaken", False)]
 
 
+def test_one_that_waits_goes_with_its_node():
+    async def scene():
+        server = FakeApiServer()
+        async with server.serving(), server.client() as api:
+            await server.put(PODS.path("team", "a"), replica("a", gpus=1))
+            view = View(gpu_node("n1", due=["team/a"]), namespace("team", **{"gpufn.dev/snapshots": "enabled"}))
+            taker = SnapshotTaker(api, view, Events(), clock_s=lambda: NOW_S)
+            await taker.reconcile("n1")
+            [(path, waiting)] = [item for item in server.objects.items() if item[0].startswith(TASKS)]
+            taker.takings._set("x", taking_of(just_made(waiting)))
+            view.gpu_nodes._set("n1", None)
+            await taker.reconcile("n1")
+            assert path not in server.objects
+
+    asyncio.run(scene())
+
+
 def test_a_change_of_what_is_due_is_noticed():
     async def scene():
         async with FakeApiServer().client() as api:

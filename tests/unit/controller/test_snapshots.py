@@ -85,6 +85,12 @@ def test_one_whose_gpu_is_in_use_all_day_is_given_up():
     assert next_step([], [waiting], 86_400.0).give_up == (waiting,)
 
 
+def test_one_that_waits_for_a_node_that_is_gone_is_given_up():
+    waiting = taking(phase="Pending", node="", has_gpu=True)
+    assert next_step(None, [waiting], 10.0) == Step(give_up=(waiting,), gpu_waits=True)
+    assert next_step(None, [taking()], 10.0) == Step()
+
+
 def test_one_that_made_room_for_another_is_no_reason_to_wait():
     gone = taking(phase="Failed", ended_at_s=100.0, made_room=True)
     assert next_step([EMBED], [gone], 100.0) == Step(clear=(gone,), take=(EMBED,))
