@@ -128,7 +128,8 @@ def read_intent(
     keeps = namespace_labels.get(SNAPSHOTS_LABEL) == "enabled" and spec.process_snapshot != "off"
     need = _need(pod, spec, limits)
     hints_only = _is_others(pod, labels, annotations, limits)
-    why_no_snapshots = _why_no_snapshots(need, containers[index], ours, hints_only=hints_only) if keeps else ""
+    by_others = (hints_only and bool(need.gpus)) or _is_others_share(annotations, limits)
+    why_no_snapshots = _why_no_snapshots(need, containers[index], ours, by_others=by_others) if keeps else ""
     return Intent(
         function=function,
         namespace=namespace,
@@ -332,22 +333,26 @@ def _is_others(
     return (
         scheduler not in (None, "", "default-scheduler")
         or any(key.startswith(_OTHERS_SCHEDULER) for key in (*labels, *annotations))
-        or not _OTHERS_FRACTION.isdisjoint(annotations)
-        or any(resource.startswith(_OTHERS_RESOURCE) for resource in limits)
+        or _is_others_share(annotations, limits)
     )
 
 
-def _why_no_snapshots(need: Need, container: Mapping[str, Any], ours: Mapping[str, str], *, hints_only: bool) -> str:
+def _is_others_share(annotations: Mapping[str, str], limits: Mapping[str, str]) -> bool:
+    """Whether it is given a part of a GPU that no resource of ours need count."""
+    return not _OTHERS_FRACTION.isdisjoint(annotations) or any(name.startswith(_OTHERS_RESOURCE) for name in limits)
+
+
+def _why_no_snapshots(need: Need, container: Mapping[str, Any], ours: Mapping[str, str], *, by_others: bool) -> str:
     """Why no process can be dumped that holds such a part of a GPU; empty where one can, or it holds none.
 
     The same before the webhook has chosen a resource and after: a share is one by what its user wrote.
     """
     if _object(container, "resources").get("claims"):
         return "what its resource claims give it, no other pod gets"
+    if by_others:
+        return "another scheduler gives GPUs to this pod, and the one that takes snapshots would go past it"
     if not need.gpus:
         return ""
-    if hints_only:
-        return "another scheduler gives GPUs to this pod, and the one that takes snapshots would go past it"
     if need.mig_profile:
         return _ON_MIG
     return _ON_SHARE if _asks_for_share(ours) else why_not_checkpointed(need.resource)

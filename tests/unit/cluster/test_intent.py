@@ -214,6 +214,22 @@ def test_of_what_no_driver_can_checkpoint_none_is_taken_and_it_is_said_why(annot
     assert says not in "".join(read(annotations, asked, **more).notes)  # where nobody would take any
 
 
+@pytest.mark.parametrize(
+    ("annotations", "limits"),
+    [({"gpu-fraction": "0.5"}, {}), ({"gpu-memory": "4000"}, {}), ({}, {"volcano.sh/vgpu-number": "1"})],
+)
+def test_a_part_of_a_gpu_that_others_give_is_one_though_no_limit_counts_gpus(annotations, limits):
+    made = pod({"idle": "1m"}, container(limits=limits))
+    made["metadata"]["annotations"] |= annotations
+    intent = read_intent(made, namespace="n", namespace_labels=KEEPS)
+    assert not intent.snapshots
+    assert "another scheduler" in intent.notes[-1]
+
+
+def test_a_function_without_gpus_that_others_place_keeps_snapshots():
+    assert read({"idle": "1m"}, namespace_labels=KEEPS, schedulerName="volcano").snapshots
+
+
 def test_what_a_resource_claim_gives_no_pod_for_a_snapshot_has():
     claims = {"name": "user-container", "image": "embed", "resources": {"claims": [{"name": "gpu"}]}}
     assert not read({"idle": "1m"}, claims, namespace_labels=KEEPS).snapshots
