@@ -181,7 +181,7 @@ def device_of(settings: ReplicaSettings, environ: Mapping[str, str], devices: st
     given none may see them all, and a variable that shows none to CUDA."""
     if settings.device:
         return settings.device
-    is_shown = environ.get("CUDA_VISIBLE_DEVICES") != "" and any(map(_is_gpu, os.listdir(devices)))
+    is_shown = environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(map(_is_gpu, os.listdir(devices)))
     return "cuda:0" if is_shown else "cpu"
 
 
