@@ -14,7 +14,7 @@ from adapter.cluster.intent import Intent, read_intent
 from adapter.cluster.resources import NETWORK_POLICIES, PODS
 from adapter.controller.cluster_view import ClusterView
 from adapter.controller.snapshot_pod import has_gpu, name_of, network_policy, snapshot_pod
-from adapter.controller.snapshots import Due, Taking, next_step, taking_of
+from adapter.controller.snapshots import Due, Step, Taking, next_step, outdated, taking_of
 from adapter.errors import AdapterError, ConfigError, Conflict, NotFound
 from adapter.keys import TASK_LABEL
 from adapter.replica import TASK_SNAPSHOT
@@ -65,13 +65,12 @@ class SnapshotTaker:
                 await self._tell(taking)
         for taking in (*step.clear, *step.give_up):
             await self._delete(taking)
-        names = {(taking.namespace, taking.name) for taking in there}
         for due in step.take:
-            if await self._take(due, key, names, without_gpu=step.gpu_waits):
+            if await self._take(due, key, there, step):
                 break
         return step.again_s
 
-    async def _take(self, due: Due, node: str, names: set[tuple[str, str]], *, without_gpu: bool) -> bool:
+    async def _take(self, due: Due, node: str, there: list[Taking], step: Step) -> bool:
         """Whether its pod is there now. What cannot be taken is said on the replica, and the next has its turn."""
         try:
             pod = await self._api.get(PODS.path(due.namespace, due.pod))
@@ -80,10 +79,13 @@ class SnapshotTaker:
         if pod["spec"].get("nodeName") != node:  # an agent speaks for its own node
             return False
         intent = self._intent(pod, due.namespace)
+        names = {(taking.namespace, taking.name) for taking in there}
         if intent is None or (due.namespace, name := name_of(intent, node, _image(pod, intent))) in names:
             return False
         made = snapshot_pod(pod, intent, node)
-        if without_gpu and has_gpu(made):
+        if step.gpu_waits and has_gpu(made):
+            for taking in outdated(there, intent.need.snapshot, step.take):
+                await self._delete(taking)  # its end is the next look at this node
             return False
         try:
             await self._api.apply(network_policy_path(due.namespace), network_policy(due.namespace))

@@ -140,6 +140,17 @@ def next_step(due: Iterable[Due] | None, takings: Iterable[Taking], now_s: float
     )
 
 
+def outdated(takings: Iterable[Taking], snapshot: str, due: Collection[Due]) -> list[Taking]:
+    """Where another revision or image of a function is due: those that wait for a GPU and whose replica is due no more.
+    What they would take nobody may start from again, and the GPU-seconds are the function's."""
+    return [
+        taking
+        for taking in takings
+        if taking.waits and taking.has_gpu and taking.snapshot == snapshot
+        if Due(taking.namespace, taking.for_pod) not in due
+    ]
+
+
 def _kept_s(taking: Taking, waited_for: Collection[str]) -> float:
     """How long what is over keeps others from trying the same. `waited_for`: namespaces in which something is due."""
     if taking.worked:

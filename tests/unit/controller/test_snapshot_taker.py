@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from adapter.cluster.resources import PODS
 from adapter.controller.snapshot_taker import SnapshotTaker
 from adapter.controller.snapshots import taking_of
@@ -105,6 +107,42 @@ def test_one_that_waits_goes_with_its_node():
             view.gpu_nodes._set("n1", None)
             await taker.reconcile("n1")
             assert path not in server.objects
+
+    asyncio.run(scene())
+
+
+def waiting(server):
+    return [
+        pod["metadata"]["annotations"]["gpufn.dev/for-pod"] for path, pod in server.objects.items() if TASKS in path
+    ]
+
+
+async def look(taker, server):
+    """At the node, with every pod known that is there by then."""
+    for name in list(taker.takings.snapshot()):
+        taker.takings._set(name, None)
+    for path, pod in server.objects.items():
+        if path.startswith(TASKS):
+            taker.takings._set(pod["metadata"]["name"], taking_of(just_made(pod)))
+    await taker.reconcile("n1")
+
+
+@pytest.mark.parametrize(("due", "waits_for"), [(["team/new"], ["new"]), (["team/new", "team/old"], ["old"])])
+def test_one_of_a_revision_that_runs_no_more_waits_for_no_gpu_once_another_runs(due, waits_for):
+    async def scene():
+        server = FakeApiServer()
+        async with server.serving(), server.client() as api:
+            view = View(gpu_node("n1", due=["team/old"]), namespace("team", **{"gpufn.dev/snapshots": "enabled"}))
+            taker = SnapshotTaker(api, view, Events(), clock_s=lambda: NOW_S)
+            for name in ("old", "new"):
+                pod = function_pod(name, node_name="n1", **{"gpufn.dev/function": "fn", "gpufn.dev/revision": name})
+                await server.put(PODS.path("team", name), pod)
+            await look(taker, server)
+            assert waiting(server) == ["old"]
+            view.gpu_nodes._set("n1", view.gpu_nodes._project(gpu_node("n1", due=due)))
+            await look(taker, server)
+            await look(taker, server)
+            assert waiting(server) == waits_for
 
     asyncio.run(scene())
 
