@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adapter.errors import SnapshotError
 from adapter.records import Rung, StartRecord
-from adapter.snapshot.store import Store, discard, read_snapshot
+from adapter.snapshot.store import DRAFT, Store, discard, read_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ _SAVING_LIMIT_S = 600.0
 _HALF_LIFE_S = 86_400.0
 """One that was used yesterday is half as likely to be used next as one that was used just now."""
 _FASTER = {"process": ((Rung.RESTORE,), (Rung.START, Rung.LOAD)), "weights": ((Rung.START,), (Rung.LOAD,))}
+_ABANDONED_S = 24 * 3600.0
+"""A draft that was begun so long ago nobody builds any more."""
 _ENTRIES = 1000
 """Of one function's folder that are looked at."""
 _PROBE_BYTES = 64 * 2**20
@@ -64,12 +66,24 @@ def read_cache(root: Path) -> list[Cached]:
 
 
 def _candidates(root: Path) -> Iterator[Path]:
-    """What may be snapshots by their names; of a folder that a container has filled with names, only some."""
+    """What may be snapshots by their names."""
+    return (path for path in _entries(root) if "-" in path.name and not path.name.startswith("."))
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    """What functions' folders hold; of one that a container has filled with names, only some."""
     for folder in root.glob("[!.]*/*"):
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in islice(entries, _ENTRIES):
-                if "-" in entry.name and not entry.name.startswith("."):
-                    yield folder / entry.name
+                yield folder / entry.name
+
+
+def _sweep(root: Path) -> None:
+    """Remove what builders left that were ended: of a function that is gone none comes after them."""
+    for path in _entries(root):
+        with suppress(OSError):
+            if path.name.startswith(DRAFT) and time.time() - path.lstat().st_mtime > _ABANDONED_S:
+                discard(path)
 
 
 def make_folder(root: Path, name: str) -> None:
@@ -126,6 +140,7 @@ def to_evict(cached: Iterable[Cached], limit_bytes: int, now_ns: int, savings_s:
 
 def evict(root: Path, limit_bytes: int, savings: Savings) -> tuple[list[Cached], list[Cached]]:
     """Keep the store below its limit; those that stay, and those that were removed. Blocks."""
+    _sweep(root)
     cached = read_cache(root)
     savings_s = {one.path: savings.of(one.name, one.kind) for one in cached}
     leaving = to_evict(cached, limit_bytes, time.time_ns(), savings_s)

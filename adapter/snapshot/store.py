@@ -39,6 +39,8 @@ FORMAT = 1
 _OWN_FILES = frozenset({MANIFEST, VERIFIED, USED, part_of(Path(VERIFIED)).name})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MANIFEST_LIMIT_BYTES = 2**20
+DRAFT = ".draft-"
+"""Names of what is being built, or taken away, begin so."""
 _RECEIVED = ".receiving-"
 _RECEIVED_FOR_S = 24 * 3600.0
 """How long what has come of a copy waits for the rest."""
@@ -123,7 +125,7 @@ class Store:
         lock = folder / f".{kind}-{key}.lock"
         with _lock(lock):
             _sweep(folder, lock)
-            draft = folder / f".draft-{kind}-{key}-{secrets.token_hex(4)}"
+            draft = folder / f"{DRAFT}{kind}-{key}-{secrets.token_hex(4)}"
             draft.mkdir(mode=0o700)
             try:
                 yield Draft(self, draft, folder / f"{kind}-{key}", kind, function, tenant, identity)
@@ -259,7 +261,7 @@ class Draft:
 
 def discard(path: Path) -> None:
     """Remove a snapshot's folder whatever state it is in: out of sight by a rename first."""
-    gone = path.with_name(f".draft-{path.name}-{secrets.token_hex(4)}")
+    gone = path.with_name(f"{DRAFT}{path.name}-{secrets.token_hex(4)}")
     try:
         os.rename(path, gone)
     except FileNotFoundError:
@@ -431,8 +433,8 @@ def _sweep(folder: Path, held: Path) -> None:
                     remove_tree(draft)
         except (Conflict, FileNotFoundError):
             continue
-    for draft in folder.glob(".draft-*"):
-        kind, _, rest = draft.name.removeprefix(".draft-").partition("-")
+    for draft in folder.glob(f"{DRAFT}*"):
+        kind, _, rest = draft.name.removeprefix(DRAFT).partition("-")
         key = rest.partition("-")[0]
         lock = folder / f".{kind}-{key}.lock"
         try:

@@ -147,6 +147,23 @@ def test_eviction_removes_and_says_what_it_removed(store):
     assert not large.path.exists()
 
 
+def test_what_a_builder_that_was_ended_left_goes_though_none_comes_after_it(store, tmp_path):
+    """As of a pod that made room for a function's in the middle of its dump, of a function that is gone since."""
+    whole = publish(store, "embed.acme", 10)
+    folder, kept = store.folder("acme", "gone.acme"), tmp_path / "kept"
+    (kept / "images").mkdir(parents=True)
+    for name in (".draft-process-old-1", ".draft-process-new-1"):
+        (folder / name / "images").mkdir(parents=True)
+    os.symlink(kept, folder / ".draft-process-link-1")
+    for name in (".draft-process-old-1", ".draft-process-link-1"):
+        os.utime(folder / name, (1, 1), follow_symlinks=False)
+    os.utime(whole.path, (1, 1))
+    evict(store.root, 10**9, Savings())
+    assert [path.name for path in folder.iterdir()] == [".draft-process-new-1"]
+    assert whole.path.exists()
+    assert (kept / "images").exists()
+
+
 def test_a_functions_folder_can_be_written_by_its_containers_and_reached_by_nobody_else(tmp_path):
     make_folder(tmp_path / "store", "acme/embed.acme")
     make_folder(tmp_path / "store", "acme/embed.acme")  # again, as for each pod
