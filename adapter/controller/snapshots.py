@@ -26,8 +26,8 @@ _SEEN_S = 60.0
 """An agent writes what it has seen within ten seconds; until then what was taken may still be called due."""
 _UNSCHEDULED_S = 600.0
 """A pod that found no place for so long is given up."""
-_GPU_UNSCHEDULED_S = 86400.0
-"""The same of one that needs a GPU: a replica that is called all day keeps it so long."""
+_GPU_UNSCHEDULED_S = 3600.0
+"""The same of one that needs a GPU, for as long as its replica is called: another function's has its turn then."""
 _ACTIVE = frozenset({"Pending", "Running", "Unknown"})
 
 
@@ -122,15 +122,15 @@ def next_step(due: Iterable[Due] | None, takings: Iterable[Taking], now_s: float
     """
     is_gone = due is None
     due, takings = set(due or ()), sorted(takings, key=lambda taking: taking.name)
-    active = [taking for taking in takings if not taking.is_over]
+    stuck = [t for t in takings if t.waits and (is_gone or now_s - t.began_at_s >= t.patience_s)]
+    active = [taking for taking in takings if not taking.is_over and taking not in stuck]
     waiting = [taking for taking in active if taking.waits]
     for_gpu = [taking for taking in waiting if taking.has_gpu]
-    stuck = [taking for taking in waiting if is_gone or now_s - taking.began_at_s >= taking.patience_s]
     waited_for = {item.namespace for item in due}
     until_s = {taking: taking.ended_at_s + _kept_s(taking, waited_for) for taking in takings if taking.is_over}
     old = [taking for taking, end_s in until_s.items() if now_s >= end_s]
     deadlines = [end_s for taking, end_s in until_s.items() if taking not in old]
-    deadlines += [taking.began_at_s + taking.patience_s for taking in waiting if taking not in stuck]
+    deadlines += [taking.began_at_s + taking.patience_s for taking in waiting]
     return Step(
         clear=tuple(old),
         give_up=tuple(stuck),

@@ -70,7 +70,7 @@ def test_one_that_pulls_its_image_is_waited_for():
 
 def test_one_that_waits_for_its_gpu_holds_up_none_that_needs_no_gpu():
     waiting = taking(phase="Pending", node="", has_gpu=True)
-    assert next_step([EMBED], [waiting], 600.0) == Step(take=(EMBED,), gpu_waits=True, again_s=85_800.0)
+    assert next_step([EMBED], [waiting], 600.0) == Step(take=(EMBED,), gpu_waits=True, again_s=3_000.0)
     assert next_step([EMBED], [waiting, taking("gpufn-snapshot-2")], 600.0).take == ()
 
 
@@ -79,15 +79,15 @@ def test_one_that_has_its_gpu_is_waited_for_as_any_other(phase):
     assert next_step([EMBED], [taking(phase=phase, has_gpu=True)], 0.0).take == ()
 
 
-def test_one_whose_gpu_is_in_use_all_day_is_given_up():
+def test_one_whose_gpu_is_in_use_for_an_hour_lets_another_wait():
     waiting = taking(phase="Pending", node="", has_gpu=True)
-    assert next_step([], [waiting], 86_399.0).give_up == ()
-    assert next_step([], [waiting], 86_400.0).give_up == (waiting,)
+    assert next_step([EMBED], [waiting], 3_599.0) == Step(take=(EMBED,), gpu_waits=True, again_s=1.0)
+    assert next_step([EMBED], [waiting], 3_600.0) == Step(give_up=(waiting,), take=(EMBED,))
 
 
 def test_one_that_waits_for_a_node_that_is_gone_is_given_up():
     waiting = taking(phase="Pending", node="", has_gpu=True)
-    assert next_step(None, [waiting], 10.0) == Step(give_up=(waiting,), gpu_waits=True)
+    assert next_step(None, [waiting], 10.0) == Step(give_up=(waiting,))
     assert next_step(None, [taking()], 10.0) == Step()
 
 
@@ -109,15 +109,14 @@ def test_one_that_made_room_for_another_is_no_reason_to_wait():
 )  # fmt: skip
 def test_at_most_one_is_taken_and_one_waits_for_a_gpu_and_none_is_forgotten(takings, now_s):
     step = next_step([EMBED], takings, now_s)
-    active = {each for each in takings if not each.is_over}
+    over = {each for each in takings if each.is_over}
+    active = set(takings) - over - set(step.give_up)
     for_gpu = {each for each in active if each.waits and each.has_gpu}
     assert step.gpu_waits is bool(for_gpu)
     assert bool(step.take) is (active == for_gpu)
-    assert set(step.clear) <= set(takings) - active
-    assert set(step.give_up) <= active
-    ends = active - set(step.give_up) if any(each.waits for each in active - set(step.give_up)) else set()
-    kept = set(takings) - active - set(step.clear)
-    assert (step.again_s is not None) is bool(ends or kept)
+    assert set(step.clear) <= over
+    assert all(each.waits for each in step.give_up)
+    assert (step.again_s is not None) is (any(each.waits for each in active) or bool(over - set(step.clear)))
 
 
 def test_an_agent_that_says_nothing_sensible_means_nothing_is_due():
