@@ -312,6 +312,7 @@ def test_where_snapshots_are_kept_pods_may_have_what_that_needs(installed, opted
     ("change", "why"),
     [
         ({"metadata": {"labels": {"gpufn.dev/task": "snapshot"}}}, "is for the pods that gpufn's controller makes"),
+        ({"spec": {"priorityClassName": "gpufn-snapshots"}}, "is for the pods that gpufn's controller makes"),
         ({"spec": {"hostPID": True}}, "in a namespace of the node"),
         ({"spec": {"volumes": [HOST_FOLDER]}, "container": {"volumeMounts": []}}, "a folder of the node"),
         ({"volume": {"hostPath": {"path": "/var/lib/gpufn/snapshots/t/f.another"}}}, "a folder of the node"),

@@ -322,6 +322,19 @@ def test_pods_that_take_snapshots_give_way_to_every_pod_and_cost_no_node():
     assert not any(item.get("globalDefault") for item in of_kind("PriorityClass"))
 
 
+def test_a_quota_that_leaves_them_out_leaves_out_nobody_elses_pods():
+    """Docs advise one; whoever may make pods may write any class into them that no policy keeps."""
+    conditions = [
+        [condition["expression"] for condition in policy["spec"]["matchConditions"]]
+        for policy in of_kind("ValidatingAdmissionPolicy")
+        if [check["expression"] for check in policy["spec"]["validations"]] == ["false"]
+    ]
+    assert [
+        f"has(object.spec.priorityClassName) && object.spec.priorityClassName == '{snapshot_pod.PRIORITY_CLASS}'",
+        "request.userInfo.username != 'system:serviceaccount:gpufn-system:gpufn-controller'",
+    ] in conditions
+
+
 # Network --------------------------------------------------------------------------------------------------------
 
 
