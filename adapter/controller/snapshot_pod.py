@@ -32,7 +32,7 @@ from adapter.replica import RESULT_VARIABLE, TASK_SNAPSHOT, TASK_VARIABLE
 
 FOR_ANNOTATION = f"{DOMAIN}/for-pod"
 """The replica that had to start without it."""
-NODE_ANNOTATION = f"{DOMAIN}/for-node"
+_REQUIRED, _NAME_FIELD = "requiredDuringSchedulingIgnoredDuringExecution", "metadata.name"
 POLICY_NAME = "gpufn-snapshot-pods"
 PRIORITY_CLASS = "gpufn-snapshots"
 """Below every function's, so that none waits for a snapshot, and below what an autoscaler makes a node for."""
@@ -42,6 +42,11 @@ _KEPT_VOLUMES = frozenset({"emptyDir", "configMap", "persistentVolumeClaim", "im
 _KEPT_RIGHTS = frozenset({"runAsUser", "runAsGroup", "runAsNonRoot"})
 _MARGIN_S = 120
 """Beside the start itself: pulling, and writing the dump."""
+_LONGEST_START_S = 3600
+"""One that hangs keeps others of its node from being taken for so long, whatever its function allows for a start."""
+_NO_ISTIO = {"sidecar.istio.io/inject": "false"}
+_NO_SIDECARS = {**_NO_ISTIO, "linkerd.io/inject": "disabled"}
+"""It has no network for a mesh, and would not end as long as a mesh's container runs. Istio reads both, a label first."""
 
 
 def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str, Any]:
@@ -56,24 +61,24 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
         "metadata": {
             "name": name_of(intent, node, container["image"]),
             "namespace": intent.namespace,
-            "labels": {TASK_LABEL: TASK_SNAPSHOT},
+            "labels": {TASK_LABEL: TASK_SNAPSHOT, **_NO_ISTIO},
             "annotations": {
                 SNAPSHOT_OF_ANNOTATION: intent.need.snapshot,
                 SNAPSHOT_REVISION_ANNOTATION: intent.revision,
                 PRICE_CLASS_ANNOTATION: intent.spec.price_class,
                 FOR_ANNOTATION: pod["metadata"]["name"],
-                NODE_ANNOTATION: node,
+                **_NO_SIDECARS,
             },
             "ownerReferences": [_without_control(owner) for owner in pod["metadata"].get("ownerReferences") or ()],
         },
         "spec": {
             "priorityClassName": PRIORITY_CLASS,
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": int(intent.spec.start_timeout_s) + _MARGIN_S,
+            "activeDeadlineSeconds": int(min(intent.spec.start_timeout_s, _LONGEST_START_S)) + _MARGIN_S,
             "terminationGracePeriodSeconds": 5,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _only(node)}},
+            "affinity": {"nodeAffinity": {_REQUIRED: _only(node)}},
             "tolerations": list(spec.get("tolerations") or ()),
             "imagePullSecrets": list(spec.get("imagePullSecrets") or ()),
             "securityContext": _kept(spec.get("securityContext"), {"fsGroup", "supplementalGroups"}),
@@ -87,6 +92,13 @@ def snapshot_pod(pod: Mapping[str, Any], intent: Intent, node: str) -> dict[str,
 def has_gpu(pod: Mapping[str, Any]) -> bool:
     """Whether such a pod is given GPUs."""
     return any(_gpus(container) for container in pod["spec"].get("containers") or ())
+
+
+def node_of(pod: Mapping[str, Any]) -> str:
+    """The node that such a pod is for; empty where it says none. What it requires of nodes nobody can change."""
+    affinity = ((pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED) or {}
+    fields = [item for term in affinity.get("nodeSelectorTerms") or () for item in term.get("matchFields") or ()]
+    return next((str(item["values"][0]) for item in fields if item["key"] == _NAME_FIELD and item.get("values")), "")
 
 
 def _gpus(container: Mapping[str, Any]) -> set[str]:
@@ -183,5 +195,5 @@ def _kept(rights: Mapping[str, Any] | None, more: set[str]) -> dict[str, Any]:
 
 
 def _only(node: str) -> dict[str, Any]:
-    term = {"key": "metadata.name", "operator": "In", "values": [node]}
+    term = {"key": _NAME_FIELD, "operator": "In", "values": [node]}
     return {"nodeSelectorTerms": [{"matchFields": [term]}]}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from adapter.controller.snapshot_pod import FOR_ANNOTATION, NODE_ANNOTATION, has_gpu
+from adapter.controller.snapshot_pod import FOR_ANNOTATION, has_gpu, node_of
 from adapter.keys import SNAPSHOT_OF_ANNOTATION
 from adapter.units import format_duration, format_size
 
@@ -179,7 +179,7 @@ def taking_of(pod: Mapping[str, Any]) -> Taking:
     return Taking(
         namespace=metadata["namespace"],
         name=metadata["name"],
-        wanted_on=annotations.get(NODE_ANNOTATION, ""),
+        wanted_on=node_of(pod),
         node=spec.get("nodeName", ""),
         snapshot=annotations.get(SNAPSHOT_OF_ANNOTATION, ""),
         for_pod=annotations.get(FOR_ANNOTATION, ""),

@@ -153,14 +153,39 @@ def test_a_gpu_function_wakes_from_its_snapshot_where_its_node_has_one_gpu(gpufn
     assert all(lease["device"].startswith("GPU-") for lease in taking)
 
 
-def test_a_pod_that_takes_a_snapshot_gives_its_gpu_to_any_function(gpufn, namespace, echo_image):
+def test_a_pod_that_takes_a_snapshot_gives_its_gpu_to_any_function(gpufn, namespace, echo_image, tmp_path):
     cluster = gpufn.cluster
-    container = {"name": "snapshot", "image": echo_image, "command": ["sleep", "3600"],
-                 "resources": {"limits": {"nvidia.com/gpu": "1"}}}  # fmt: skip
-    spec = {"priorityClassName": "gpufn-snapshots", "nodeSelector": {"kubernetes.io/hostname": "node2"},
-            "terminationGracePeriodSeconds": 0, "containers": [container]}  # fmt: skip
-    metadata = {"name": "taking", "namespace": namespace}
-    cluster.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}])
+    cluster.kubectl("label", "namespace", namespace, "gpufn.dev/snapshots=enabled")
+    container = {
+        "name": "snapshot",
+        "image": echo_image,
+        "command": ["sleep", "3600"],
+        "resources": {"limits": {"nvidia.com/gpu": "1"}},
+        "securityContext": {"capabilities": {"drop": ["ALL"]}},
+    }
+    metadata = {
+        "name": "taking",
+        "namespace": namespace,
+        "labels": {"gpufn.dev/task": "snapshot"},
+    }
+    spec = {
+        "priorityClassName": "gpufn-snapshots",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 0,
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node2"]}]}
+                    ]
+                }
+            }
+        },
+        "containers": [container],
+    }
+    taking = tmp_path / "taking.json"
+    taking.write_text(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+    cluster.kubectl("create", "-f", str(taking), "--as=system:serviceaccount:gpufn-system:gpufn-controller")
     cluster.kubectl("wait", "pod/taking", "-n", namespace, "--for=condition=Ready", f"--timeout={WAIT_S}s")
     deploy(cluster, ksvc("wants", namespace, echo_image, limits={"nvidia.com/gpu": "1"}, models="A100"))
     (pod,) = pods(cluster, "wants", namespace)

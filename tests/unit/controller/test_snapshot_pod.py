@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from adapter.cluster.intent import Intent
-from adapter.controller.snapshot_pod import has_gpu, name_of, network_policy, snapshot_pod
+from adapter.controller.snapshot_pod import has_gpu, name_of, network_policy, node_of, snapshot_pod
 from adapter.policy.placement import Need
 from adapter.spec import parse_spec
 
@@ -146,9 +146,10 @@ def test_it_has_no_right_but_one(made):
 
 
 def test_no_service_finds_it_and_no_traffic_reaches_it(made):
-    assert made["metadata"]["labels"] == {"gpufn.dev/task": "snapshot"}
+    labels = made["metadata"]["labels"]
+    assert {name for name in labels if not name.startswith("sidecar.istio.io/")} == {"gpufn.dev/task"}
     policy = network_policy("team-a")["spec"]
-    assert policy["podSelector"]["matchLabels"] == made["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
     assert (policy["policyTypes"], "ingress" in policy) == (["Ingress", "Egress"], False)
 
 
@@ -156,7 +157,20 @@ def test_it_goes_to_the_node_and_ends_by_itself(made):
     affinity = made["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert affinity["nodeSelectorTerms"][0]["matchFields"][0]["values"] == ["node-1"]
     assert made["spec"]["restartPolicy"] == "Never"
+    assert node_of(made) == "node-1"
     assert made["spec"]["activeDeadlineSeconds"] > INTENT.spec.start_timeout_s
+
+
+def test_one_that_hangs_does_not_keep_its_node_for_as_long_as_its_function_might():
+    spec = replace(INTENT.spec, start_timeout_s=720 * 3600.0)
+    hanging = snapshot_pod(POD, replace(INTENT, spec=spec), "node-1")
+    assert 3600 <= hanging["spec"]["activeDeadlineSeconds"] < 2 * 3600
+
+
+def test_no_mesh_puts_a_container_into_it_that_would_not_end(made):
+    assert made["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+    assert made["metadata"]["annotations"]["linkerd.io/inject"] == "disabled"
 
 
 def test_the_same_work_has_the_same_name_and_other_work_another():

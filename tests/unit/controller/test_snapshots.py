@@ -126,6 +126,11 @@ def test_an_agent_that_says_nothing_sensible_means_nothing_is_due():
     )
 
 
+FOR_NODE_1 = {
+    "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-1"]}]}]
+}
+
+
 def pod(phase, terminated, limits=None, **status):
     return {
         "metadata": {
@@ -135,10 +140,13 @@ def pod(phase, terminated, limits=None, **status):
             "annotations": {
                 "gpufn.dev/snapshot-of": "team-a/embed.team-a",
                 "gpufn.dev/for-pod": "embed-1",
-                "gpufn.dev/for-node": "node-1",
+                "gpufn.dev/for-node": "another",
             },
         },
-        "spec": {"nodeName": "node-1", "containers": [{"resources": {"limits": limits or {}}}]},
+        "spec": {
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": FOR_NODE_1}},
+            "containers": [{"resources": {"limits": limits or {}}}],
+        },
         "status": {"phase": phase, "containerStatuses": [{"state": {"terminated": terminated}}], **status},
     }
 
