@@ -13,7 +13,7 @@ from adapter.cli.cluster_nodes import FUNCTION_LABELS, NodeFacts, function_of, r
 from adapter.cli.keep_alive import Known, kept, known_of
 from adapter.cluster.api import Api
 from adapter.cluster.intent import Intent, read_intent
-from adapter.cluster.inventory import holder
+from adapter.cluster.inventory import holder, takes_snapshot
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import (
     CONFIG_MAPS,
@@ -32,6 +32,7 @@ from adapter.keys import (
     OPENFAAS_LABEL,
     PATCHED_ANNOTATION,
     PLACEMENT_ANNOTATION,
+    SNAPSHOT_OF_ANNOTATION,
 )
 from adapter.policy.placement import Verdict, place
 from adapter.spec import FIELDS, Field
@@ -130,8 +131,7 @@ async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
     nodes, labels = await asyncio.gather(read_nodes(api, without=metadata["uid"]), _labels(api, namespace))
     intent = read_intent(_as_made(pod), namespace=namespace, namespace_labels=labels)
     if intent is None:
-        why = "It has no label of a function, or asks for no GPU and has no annotation of ours."
-        raise _not_ours(f"pod {name}", why, f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.")
+        raise _no_replica(pod)
     unseen = PATCHED_ANNOTATION not in object_in(metadata, "annotations")
     notes = ("the webhook of gpufn's did not see this pod: it is as its framework made it",) if unseen else ()
     intent = intent.measured((await known_of(api, intent)).load_s)
@@ -175,6 +175,21 @@ def _scheduler(pod: Mapping[str, Any]) -> str:
 
 
 # Of a function --------------------------------------------------------------------------------------------------------
+
+
+def _no_replica(pod: Mapping[str, Any]) -> NotFound:
+    metadata = pod["metadata"]
+    name, of = metadata["name"], object_in(metadata, "annotations").get(SNAPSHOT_OF_ANNOTATION)
+    if takes_snapshot(pod):
+        waits = not object_in(pod, "spec").get("nodeName")
+        return NotFound(
+            f"The pod {name} is no replica of a function.",
+            why=f"It takes the snapshot {of}, and {'waits for room on its node' if waits else 'has its place'}.",
+            hint="Look at its Events, and at those of the function's pods: kubectl get events",
+            code="not-a-replica",
+        )
+    why = "It has no label of a function, or asks for no GPU and has no annotation of ours."
+    return _not_ours(f"pod {name}", why, f"Ours have one of the labels {', '.join(FUNCTION_LABELS)}.")
 
 
 async def _of_function(api: Api, name: str, namespace: str, template: _Template) -> Explained:

@@ -209,6 +209,16 @@ def test_a_strangers_pod_is_none_of_ours(cluster, ask):
     assert "[not-ours]" in err
 
 
+def test_a_pod_that_takes_a_snapshot_says_of_what_and_that_it_waits(cluster, ask):
+    taking = pod("", gpus=1, annotations={"gpufn.dev/snapshot-of": "acme/embed.acme"})
+    taking["metadata"]["labels"] = {"gpufn.dev/task": "snapshot"}
+    cluster.put_now(f"{PODS}/gpufn-snapshot-1", taking)
+    code, _, err = ask("explain", "gpufn-snapshot-1")
+    assert code == 4
+    assert "takes the snapshot acme/embed.acme, and waits for room on its node" in err
+    assert "[not-a-replica]" in err
+
+
 def test_a_hundred_nodes_that_do_not_fit_are_told_by_reason(cluster, ask):
     for number in range(100):
         cluster.put_now(f"{NODES}/cpu-{number}", node(f"cpu-{number}", 0))
