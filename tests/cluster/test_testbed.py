@@ -256,7 +256,8 @@ def _processes(folder: str) -> set[tuple[str, str]]:
     """Id and start of those whose command has files there."""
     commands = {path.parent: _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
     having = [process for process, command in commands.items() if f"{folder}/".encode() in command]
-    return {(process.name, _read(process / "stat").decode().rpartition(")")[2].split(" ")[20]) for process in having}
+    states = [(process.name, _read(process / "stat").decode().rpartition(")")[2].split()) for process in having]
+    return {(number, state[19]) for number, state in states if state}  # without one it has ended meanwhile
 
 
 def _read(path: Path) -> bytes:
