@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapter.cluster.api import Api
-from adapter.cluster.inventory import held_by_node, holder, is_gpu, pod_requests, read_node
+from adapter.cluster.inventory import held_by_node, is_gpu, pod_requests, read_node, takes_snapshot
 from adapter.cluster.json_parts import object_in, objects_in
 from adapter.cluster.resources import GPU_NODES, NODES, PODS
 from adapter.errors import NotFound
-from adapter.keys import FUNCTION_LABEL, KNATIVE_SERVICE_LABEL, OPENFAAS_LABEL
+from adapter.keys import FUNCTION_LABEL, KNATIVE_SERVICE_LABEL, OPENFAAS_LABEL, SNAPSHOT_OF_ANNOTATION
 from adapter.policy.placement import Node
 
 AGENTS_NAMESPACE = "gpufn-agents"
@@ -22,13 +22,15 @@ _NOT_OVER = "status.phase!=Succeeded,status.phase!=Failed"
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A pod that holds `units` of a GPU resource. `function` is empty where it is none of ours."""
+    """A pod that holds `units` of a GPU resource. `function` is empty where it is none of ours. One that takes a snapshot
+    (`takes`, else empty) gives way to any function: what it holds counts as free."""
 
     pod: str
     namespace: str
     function: str
     resource: str
     units: int
+    takes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,15 @@ async def _gpu_nodes(api: Api) -> dict[str, dict[str, Any]]:
 
 
 def _holdings(pods: Iterable[Mapping[str, Any]]) -> dict[str, list[Holding]]:
-    """By node, in order of the pods' names."""
+    """By node, in order of the pods' names. Of pods that are not over."""
     found: dict[str, list[Holding]] = {}
     for pod in pods:
-        name = holder(pod)
-        for resource, units in pod_requests(pod).items() if name else ():
+        metadata, node = pod["metadata"], str(object_in(pod, "spec").get("nodeName") or "")
+        takes = str(object_in(metadata, "annotations").get(SNAPSHOT_OF_ANNOTATION)) if takes_snapshot(pod) else ""
+        for resource, units in pod_requests(pod).items() if node else ():
             if is_gpu(resource) and units:
-                metadata = pod["metadata"]
-                holding = Holding(metadata["name"], metadata["namespace"], function_of(pod), resource, units)
-                found.setdefault(name, []).append(holding)
+                holding = Holding(metadata["name"], metadata["namespace"], function_of(pod), resource, units, takes)
+                found.setdefault(node, []).append(holding)
     return {name: sorted(of, key=lambda held: (held.namespace, held.pod)) for name, of in found.items()}
 
 

@@ -30,8 +30,9 @@ def command(what: str, namespace: str | None, cluster: Cluster, output: Output) 
 
     Of a pod: what was decided when it was made, what the scheduler says, and how every node is judged now, the pod
     itself left out. Of a function: what its annotations, labels and limits say, which of two that say the same
-    wins, how long it is kept warm and why, what it held of its budget today, which nodes have its snapshot, and where
-    its next replica would go. pod/NAME and function/NAME say which is meant where both are there.
+    wins, how long it is kept warm and why, what it held of its budget today, which nodes have its snapshot, which pods
+    take it on others or could not, and where its next replica would go. pod/NAME and function/NAME say which is meant
+    where both are there.
 
     SCORE compares nodes: 100 is the best of them. WAKE is how long until it would answer there, estimated. Exit
     code 8 where no node fits.
@@ -70,7 +71,7 @@ def _shown(found: Explained) -> dict[str, Any]:
         "function": _function(found),
         "node": found.node,
         "asked": "; ".join(found.asked),
-        "note": "; ".join(found.notes),
+        "note": "; ".join([*found.notes, *_assumed(found)]),
         "when made": _decision(found.decision),
         "scheduler": found.scheduler,
         "snapshots": _snapshots(found),
@@ -78,6 +79,13 @@ def _shown(found: Explained) -> dict[str, Any]:
         "budget": found.budget,
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _assumed(found: Explained) -> Iterable[str]:
+    from adapter.policy.needs import LOAD_S
+
+    if found.load_s is None and any(verdict.fits for verdict in found.verdicts):
+        yield f"no load of it was measured yet: WAKE takes {format_duration(LOAD_S)} for one"
 
 
 def _function(found: Explained) -> str:
@@ -88,7 +96,7 @@ def _function(found: Explained) -> str:
 def _snapshots(found: Explained) -> str:
     if not found.snapshot:
         return ""
-    return ", ".join(found.snapshot_nodes) or f"no node has {found.snapshot} yet"
+    return "; ".join([", ".join(found.snapshot_nodes) or f"no node has {found.snapshot} yet", *found.snapshot_work])
 
 
 def _decision(decision: Mapping[str, Any]) -> str:

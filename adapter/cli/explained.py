@@ -24,6 +24,7 @@ from adapter.cluster.resources import (
     PODS,
     Resource,
 )
+from adapter.controller.snapshots import Taking, taking_of
 from adapter.errors import ConfigError, NotFound
 from adapter.keys import (
     ADMITTED_ANNOTATION,
@@ -33,8 +34,10 @@ from adapter.keys import (
     PATCHED_ANNOTATION,
     PLACEMENT_ANNOTATION,
     SNAPSHOT_OF_ANNOTATION,
+    TASK_LABEL,
 )
 from adapter.policy.placement import Verdict, place
+from adapter.replica import TASK_SNAPSHOT
 from adapter.spec import FIELDS, Field
 
 _KINDS = ("pod", "function")
@@ -45,7 +48,9 @@ _COUNTING = frozenset({f"{DOMAIN}/gpu", f"{DOMAIN}/mig"})
 @dataclass(frozen=True, slots=True)
 class Explained:
     """`asked`: what the user set, ``key = value``. `decision`: what the webhook wrote when the pod was made. `kept`: how
-    long a function stays warm, and why. `budget`: what it held of its budget today, if it has one. `node` is empty where it has none."""
+    long a function stays warm, and why. `budget`: what it held of its budget today, if it has one. `node` is empty where
+    it has none. `snapshot_work`: what is being done, or could not be, so that more nodes have its snapshot.
+    `load_s`: how long a start without one takes; None where none was measured, and the estimates assume `LOAD_S`."""
 
     kind: str
     name: str
@@ -59,6 +64,8 @@ class Explained:
     verdicts: tuple[Verdict, ...]
     snapshot: str = ""
     snapshot_nodes: tuple[str, ...] = ()
+    snapshot_work: tuple[str, ...] = ()
+    load_s: float | None = None
     node: str = ""
     decision: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str = ""
@@ -134,9 +141,9 @@ async def _of_pod(api: Api, pod: Mapping[str, Any]) -> Explained:
         raise _no_replica(pod)
     unseen = PATCHED_ANNOTATION not in object_in(metadata, "annotations")
     notes = ("the webhook of gpufn's did not see this pod: it is as its framework made it",) if unseen else ()
-    intent = intent.measured((await known_of(api, intent)).load_s)
-    facts = {"node": holder(pod), "decision": _decision(pod), "scheduler": _scheduler(pod)}
-    return _explained("pod", name, intent, nodes, notes=notes, **facts)
+    known, work = await asyncio.gather(known_of(api, intent), _snapshot_work(api, intent))
+    facts = {"node": holder(pod), "decision": _decision(pod), "scheduler": _scheduler(pod), "snapshot_work": work}
+    return _explained("pod", name, intent, nodes, known, notes=notes, **facts)
 
 
 def _as_made(pod: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,10 +207,11 @@ async def _of_function(api: Api, name: str, namespace: str, template: _Template)
     if intent is None:
         why = "It asks for no GPU, and has no annotation of ours."
         raise _not_ours(f"function {name}", why, f"Write {DOMAIN}/… on its template, or a GPU limit.")
-    known, budget = await asyncio.gather(known_of(api, intent), budgeted(api, intent))
-    words = await _kept(api, intent, known, template)
-    intent = intent.measured(known.load_s)
-    return _explained("function", name, intent, nodes, notes=template.notes, kept=words, budget=budget)
+    known, budget, work = await asyncio.gather(
+        known_of(api, intent), budgeted(api, intent), _snapshot_work(api, intent)
+    )
+    facts = {"kept": await _kept(api, intent, known, template), "budget": budget, "snapshot_work": work}
+    return _explained("function", name, intent, nodes, known, notes=template.notes, **facts)
 
 
 async def _kept(api: Api, intent: Intent, known: Known, template: _Template) -> str:
@@ -288,8 +296,28 @@ async def _labels(api: Api, namespace: str) -> dict[str, str]:
     return dict(object_in((await api.get(NAMESPACES.path(name=namespace)))["metadata"], "labels"))
 
 
-def _explained(kind: str, name: str, intent: Intent, nodes: list[NodeFacts], **more: Any) -> Explained:
-    notes = (*intent.notes, *more.pop("notes", ()))
+async def _snapshot_work(api: Api, intent: Intent) -> tuple[str, ...]:
+    """Of the pods that take its snapshot on nodes that have none yet."""
+    if not intent.need.snapshot:
+        return ()
+    listed = await api.list(PODS.path(intent.namespace), taking_of, label_selector=f"{TASK_LABEL}={TASK_SNAPSHOT}")
+    own = [each for each in listed.items if each.snapshot == intent.need.snapshot and not each.worked]
+    return tuple(_work(taking) for taking in sorted(own, key=lambda taking: taking.wanted_on))
+
+
+def _work(taking: Taking) -> str:
+    if taking.is_over:
+        return taking.news
+    if taking.waits:
+        return f"pod {taking.name} waits for room on {taking.wanted_on}, to take it there"
+    return f"pod {taking.name} takes it on {taking.wanted_on}"
+
+
+def _explained(
+    kind: str, name: str, intent: Intent, nodes: list[NodeFacts], known: Known, notes: tuple[str, ...], **more: Any
+) -> Explained:
+    intent = intent.measured(known.load_s)
+    notes = (*intent.notes, *notes)
     if intent.hints_only:
         notes += ("another scheduler places it: nothing is required of its nodes",)
     snapshot = intent.need.snapshot
@@ -306,6 +334,7 @@ def _explained(kind: str, name: str, intent: Intent, nodes: list[NodeFacts], **m
         verdicts=tuple(place(intent.need, [facts.node for facts in nodes])),
         snapshot=snapshot,
         snapshot_nodes=tuple(facts.node.name for facts in nodes if snapshot and snapshot in facts.node.snapshots),
+        load_s=known.load_s,
         **more,
     )
 

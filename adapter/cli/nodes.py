@@ -15,7 +15,7 @@ from adapter.cli.state import GatewayClient, gateway_option, state_option
 from adapter.units import format_size
 
 if TYPE_CHECKING:
-    from adapter.cli.cluster_nodes import NodeFacts
+    from adapter.cli.cluster_nodes import Holding, NodeFacts
     from adapter.policy.placement import Offer
 
 
@@ -30,8 +30,10 @@ def command(cluster: Cluster | None, gateway: str, state: Path | None, output: O
     Of a gateway, FREE is what no replica has been granted, whatever the driver says: a parked process has given its
     memory back, and the driver does not see it. A MIG slice is a GPU of its own.
 
-    Of a cluster, one line is one GPU resource of one node. AGENT is how long its agent has run there. PROBLEM says why
-    nothing new goes there, or what its agent cannot do; -o wide names its snapshots and all who hold a GPU.
+    Of a cluster, one line is one GPU resource of one node. A pod that takes a snapshot is named among those who hold
+    a GPU, which counts as free all the same: any function's pod takes its place. AGENT is how long a node's agent has
+    run. PROBLEM says why nothing new goes there, or what the agent cannot do; -o wide names snapshots and all pods that
+    hold a GPU.
     """
     if cluster is None:
         _of_gateway(GatewayClient(gateway, state), output)
@@ -106,17 +108,23 @@ def _row(facts: NodeFacts, offer: Offer | None) -> dict[str, Any]:
         "total": offer.allocatable if offer else 0,
         "used": offer.used if offer else 0,
         "free": offer.free if offer else 0,
-        "holders": [
-            {"pod": held.pod, "namespace": held.namespace, "function": held.function, "units": held.units}
-            for held in facts.held
-            if held.resource == resource
-        ],
+        "holders": [_holder(held) for held in facts.held if held.resource == resource],
         "snapshots": [{"name": name, "bytes": size} for name, size in sorted(node.snapshots.items())],
         "spot": node.is_spot,
         "driver": str(facts.said.get("driver") or ""),
         "agent": {"pod": agent.pod, "ready": agent.is_ready, "started_at": agent.started_at} if agent else None,
         "observed_at": str(facts.said.get("observedAt") or ""),
         "problems": list(_problems(facts)),
+    }
+
+
+def _holder(held: Holding) -> dict[str, Any]:
+    return {
+        "pod": held.pod,
+        "namespace": held.namespace,
+        "function": held.function,
+        "units": held.units,
+        "takes_snapshot": held.takes,
     }
 
 
@@ -142,10 +150,12 @@ def _agent(agent: Mapping[str, Any] | None) -> str:
 
 
 def _holders(held: list[dict[str, Any]]) -> str:
-    """Functions by name, each once and with its count, and pods of others: ``default/trainer-0``."""
+    """Functions by name, each once and with its count, snapshots that are being taken, and pods of others:
+    ``default/trainer-0``."""
     units: dict[str, int] = {}
     for each in held:
         who = each["function"] or f"{each['namespace']}/{each['pod']}"
+        who = f"snapshot of {each['takes_snapshot']}" if each["takes_snapshot"] else who
         units[who] = units.get(who, 0) + each["units"]
     return ", ".join(who if count == 1 else f"{who} ×{count}" for who, count in units.items()) or NOTHING
 

@@ -58,6 +58,8 @@ class Taking:
     has_gpu: bool = False
     made_room: bool = False
     """It ended because another pod was to have its place."""
+    ran: bool = True
+    """Its function was ever run: a kubelet may refuse a pod that the scheduler gives it, as it sees GPUs later free."""
 
     @property
     def waits(self) -> bool:
@@ -117,8 +119,9 @@ class Step:
 def next_step(due: Iterable[Due] | None, takings: Iterable[Taking], now_s: float) -> Step:
     """For one node; `due` is None where it is gone, and what waits for it waits in vain.
 
-    What is over is kept as long as it keeps others from trying the same again: what failed for `RETRY_S`, what worked
-    until the node's agent has seen it and says that nothing is due there any more.
+    What is over is kept as long as it keeps others from trying the same again: what failed for `RETRY_S`, what was never
+    run as long as any pod may wait for its place, what worked until the node's agent has seen it and says that nothing is
+    due there any more.
     """
     is_gone = due is None
     due, takings = set(due or ()), sorted(takings, key=lambda taking: taking.name)
@@ -155,7 +158,9 @@ def _kept_s(taking: Taking, waited_for: Collection[str]) -> float:
     """How long what is over keeps others from trying the same. `waited_for`: namespaces in which something is due."""
     if taking.worked:
         return RETRY_S if taking.namespace in waited_for else _SEEN_S
-    return 0.0 if taking.made_room else RETRY_S
+    if taking.made_room:
+        return 0.0
+    return RETRY_S if taking.ran else _UNSCHEDULED_S
 
 
 def due_of(gpu_node: Mapping[str, Any]) -> tuple[Due, ...]:
@@ -172,9 +177,8 @@ def taking_of(pod: Mapping[str, Any]) -> Taking:
     """A pod that `snapshot_pod` made."""
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
     annotations = metadata.get("annotations") or {}
-    ended: Mapping[str, Any] = next(
-        (s["state"]["terminated"] for s in status.get("containerStatuses") or () if "terminated" in s["state"]), {}
-    )
+    states = [each.get("state") or {} for each in status.get("containerStatuses") or ()]
+    ended: Mapping[str, Any] = next((state["terminated"] for state in states if "terminated" in state), {})
     began_at_s = _seconds(metadata["creationTimestamp"])
     return Taking(
         namespace=metadata["namespace"],
@@ -185,6 +189,7 @@ def taking_of(pod: Mapping[str, Any]) -> Taking:
         for_pod=annotations.get(FOR_ANNOTATION, ""),
         phase=status.get("phase", "Pending"),
         message=ended.get("message") or status.get("message") or ended.get("reason", ""),
+        ran=any("running" in state or "terminated" in state for state in states),
         began_at_s=began_at_s,
         ended_at_s=_seconds(ended["finishedAt"]) if ended.get("finishedAt") else began_at_s,
         has_gpu=has_gpu(pod),

@@ -77,7 +77,9 @@ def test_a_pod_that_the_scheduler_placed_holds_its_gpus(plane, ask):
     rows = {row["node"]: row for row in json.loads(ask("nodes", "-o", "json")[1])}
     assert {"cli-l4-0", "cli-l4-1", "cli-h100-0"} <= rows.keys()
     assert (rows[node]["total"], rows[node]["used"]) in [(4, 2), (8, 2)]
-    assert rows[node]["holders"] == [{"pod": "embed", "namespace": "cli", "function": "embed", "units": 2}]
+    assert rows[node]["holders"] == [
+        {"pod": "embed", "namespace": "cli", "function": "embed", "units": 2, "takes_snapshot": ""}
+    ]
     code, out, _ = ask("explain", "embed", "-n", "cli", "-o", "json")
     found = json.loads(out)
     verdicts = {verdict["node"]: verdict for verdict in found["verdicts"]}

@@ -100,12 +100,23 @@ def test_each_gpu_resource_of_a_node_is_a_line_with_its_holders(cluster, ask):
     assert second.split()[-7:] == ["spot", "not", "ready", "no", "snapshots:", "No", "CRIU"]
 
 
+def test_a_pod_that_takes_a_snapshot_is_named_and_its_gpu_is_free(cluster, ask):
+    taking = snapshot_pod("Running", node_name="gpu-2")
+    taking["spec"]["containers"] = [{"name": "s", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+    cluster.put_now(f"{PODS}/taking", taking)
+    line = ask("nodes")[1].splitlines()[2].split()
+    assert line[3:6] == ["1", "0", "1"]
+    assert line[6:9] == ["snapshot", "of", SNAPSHOT]
+
+
 def test_programs_get_all_of_it(cluster, ask):
     cluster.put_now(f"{PODS}/embed-1", pod("embed", "gpu-1", gpus=2))
     _, out, _ = ask("nodes", "-o", "json")
     first, second = json.loads(out)
     assert (first["node"], first["total"], first["used"], first["free"]) == ("gpu-1", 2, 2, 0)
-    assert first["holders"] == [{"pod": "embed-1", "namespace": "default", "function": "embed", "units": 2}]
+    assert first["holders"] == [
+        {"pod": "embed-1", "namespace": "default", "function": "embed", "units": 2, "takes_snapshot": ""}
+    ]
     assert first["snapshots"] == [{"name": SNAPSHOT, "bytes": 3 * GI}]
     assert (second["spot"], second["problems"]) == (True, ["no snapshots: No CRIU"])
     rows = list(csv.DictReader(io.StringIO(ask("nodes", "-o", "csv")[1])))
@@ -268,6 +279,49 @@ def test_a_function_is_explained_by_what_was_understood_and_which_setting_wins(e
     assert "gpufn.dev/gpu = 2 has no effect: the container's limits ask for 1" in out
     assert "SNAPSHOTS  gpu-1" in out
     assert out.splitlines()[-3].split()[:2] == ["gpu-1", "100"]
+
+
+def snapshot_pod(phase, message="", of=SNAPSHOT, node_name=""):
+    """One that the controller made for node gpu-2."""
+    term = {"key": "metadata.name", "operator": "In", "values": ["gpu-2"]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [term]}]}
+    metadata = {
+        "creationTimestamp": "2026-01-02T03:04:05Z",
+        "labels": {"gpufn.dev/task": "snapshot"},
+        "annotations": {"gpufn.dev/snapshot-of": of},
+    }
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    return {
+        "metadata": metadata,
+        "spec": {"containers": [], "affinity": affinity, "nodeName": node_name},
+        "status": {"phase": phase, "message": message},
+    }
+
+
+@pytest.mark.parametrize(
+    ("taking", "said"),
+    [
+        (snapshot_pod("Pending"), "gpu-1; pod taking waits for room on gpu-2, to take it there"),
+        (snapshot_pod("Running", node_name="gpu-2"), "gpu-1; pod taking takes it on gpu-2"),
+        (
+            snapshot_pod("Failed", '{"reason": "The disk is full", "code": "disk-full"}'),
+            f"gpu-1; No snapshot {SNAPSHOT} on gpu-2, replicas there load as before: The disk is full [disk-full]",
+        ),
+        (snapshot_pod("Succeeded"), "gpu-1"),
+        (snapshot_pod("Pending", of="default/another.default"), "gpu-1"),
+    ],
+)
+def test_what_is_done_for_a_functions_snapshots_is_told(embed, ask, taking, said):
+    embed.put_now(f"{PODS}/taking", taking)
+    lines = dict(line.split("  ", 1) for line in ask("explain", "embed")[1].splitlines() if "  " in line)
+    assert lines["SNAPSHOTS"].strip() == said
+
+
+def test_a_wake_that_rests_on_no_measurement_says_so(embed, ask):
+    assert "no load of it was measured yet: WAKE takes 20.00s for one" in ask("explain", "embed")[1]
+    known = {"function": "embed", "namespace": "default", "busy": [], "wakes_s": {"load": [1.5]}}
+    embed.ledger["/v1/activity"] = {"functions": [known]}
+    assert "WAKE takes" not in ask("explain", "embed")[1]
 
 
 def test_what_it_asks_is_said_in_the_words_of_annotations(cluster, ask):

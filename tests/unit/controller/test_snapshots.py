@@ -96,6 +96,13 @@ def test_one_that_made_room_for_another_is_no_reason_to_wait():
     assert next_step([EMBED], [gone], 100.0) == Step(clear=(gone,), take=(EMBED,))
 
 
+def test_one_that_its_kubelet_never_ran_is_tried_again_sooner_than_one_that_failed():
+    refused = taking(phase="Failed", ended_at_s=100.0, ran=False)
+    assert next_step([EMBED], [refused], 100.0).clear == ()
+    assert next_step([EMBED], [refused], 700.0).clear == (refused,)
+    assert next_step([EMBED], [taking(phase="Failed", ended_at_s=100.0)], 700.0).clear == ()
+
+
 @settings(max_examples=200)
 @given(
     st.lists(
@@ -178,6 +185,21 @@ def test_one_that_was_not_taken_says_why(message, why):
     found = taking_of(pod("Failed", {"finishedAt": "2026-01-01T00:01:00Z", "message": message, "reason": "OOMKilled"}))
     assert found.news.endswith(why)
     assert "replicas there load as before" in found.news
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ran"),
+    [
+        ([{"state": {"terminated": {}}}], True),
+        ([{"state": {"running": {}}}], True),
+        ([{"state": {"waiting": {"reason": "ImagePullBackOff"}}}], False),
+        ([], False),  # UnexpectedAdmissionError, OutOfcpu
+    ],
+)
+def test_whether_it_ran_is_in_its_containers_states(statuses, ran):
+    found = taking_of(pod("Failed", {}, containerStatuses=statuses, message="Pod was rejected: no healthy devices"))
+    assert found.ran is ran
+    assert "rejected: no healthy devices" in found.news
 
 
 @pytest.mark.parametrize(("limits", "has_gpu"), [({"cpu": "1"}, False), ({"nvidia.com/gpu": "1"}, True)])
