@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -321,6 +321,7 @@ def _explained(
     if intent.hints_only:
         notes += ("another scheduler places it: nothing is required of its nodes",)
     snapshot = intent.need.snapshot
+    verdicts = place(intent.need, [facts.node for facts in nodes])
     return Explained(
         kind=kind,
         name=name,
@@ -330,13 +331,24 @@ def _explained(
         revision=intent.revision,
         tenant=intent.tenant,
         asked=tuple(_asked(intent)),
-        notes=notes,
-        verdicts=tuple(place(intent.need, [facts.node for facts in nodes])),
+        notes=(*notes, *_rounded_up(intent, verdicts)),
+        verdicts=tuple(verdicts),
         snapshot=snapshot,
         snapshot_nodes=tuple(facts.node.name for facts in nodes if snapshot and snapshot in facts.node.snapshots),
         load_s=known.load_s,
         **more,
     )
+
+
+def _rounded_up(intent: Intent, verdicts: list[Verdict]) -> Iterable[str]:
+    """Of the best node: a share is rounded up to what its GPUs are divided into."""
+    if verdicts and (best := verdicts[0]).fits and 0 < intent.need.gpus < best.units / best.shares:
+        of = (
+            "a whole GPU, as none is shared there"
+            if best.shares == 1
+            else f"{best.units} of {best.shares} shares of one"
+        )
+        yield f"gpu = {intent.need.gpus:g} takes {of}"
 
 
 def _asked(intent: Intent) -> list[str]:

@@ -51,7 +51,7 @@ MOST_PREFERRED = 64
 class Verdict:
     """One node for one need; not to be changed. `code` is stable (a metric label), `reason` is for people; both empty where it fits.
 
-    `units` of `resource` are what a pod would ask for there. `wake_s`: estimated seconds until the function answers
+    `units` of `resource` are what a pod would ask for there, `shares` of which are one GPU. `wake_s`: estimated seconds until the function answers
     there. `cost_gpu_s`: what choosing it costs. `score`, 0 to 100: higher is better, 100 is the best of these nodes.
     """
 
@@ -63,6 +63,7 @@ class Verdict:
     wake_s: float = 0.0
     score: float = 0.0
     cost_gpu_s: float = 0.0
+    shares: int = 1
 
     @property
     def fits(self) -> bool:
@@ -76,7 +77,7 @@ def place(need: Need, nodes: Iterable[Node], mix: Mix = USUAL) -> list[Verdict]:
     goes by name.
     """
     judge = _Judge(need, mix)
-    fitting: list[tuple[float, str, float, str, int]] = []
+    fitting: list[tuple[float, str, float, str, int, int]] = []
     others: list[Verdict] = []
     for node in nodes:
         offer, found = judge.look(node)
@@ -85,12 +86,13 @@ def place(need: Need, nodes: Iterable[Node], mix: Mix = USUAL) -> list[Verdict]:
         else:
             wake_s = _wake_s(need, node)
             cost = judge.cost(node, offer, found) + need.cold_price * wake_s
-            fitting.append((cost, node.name, wake_s, offer.resource if offer else "", found.units))
+            resource, shares = (offer.resource, offer.shares) if offer else ("", 1)
+            fitting.append((cost, node.name, wake_s, resource, found.units, shares))
     fitting.sort()
     others.sort(key=lambda verdict: verdict.node)
     return [
-        Verdict(name, "", "", resource, units, wake_s, 100 * 2 ** ((fitting[0][0] - cost) / HALF_GPU_S), cost)
-        for cost, name, wake_s, resource, units in fitting
+        Verdict(name, "", "", resource, units, wake_s, 100 * 2 ** ((fitting[0][0] - cost) / HALF_GPU_S), cost, shares)
+        for cost, name, wake_s, resource, units, shares in fitting
     ] + others
 
 

@@ -204,8 +204,18 @@ def test_a_resource_that_the_webhook_chose_is_not_the_users(cluster, ask):
     annotations = {"gpufn.dev/gpu": "0.5", **admitted(resource="nvidia.com/gpu", units=1, prefer=[])}
     cluster.put_now(f"{PODS}/half", pod("half", "gpu-1", gpus=1, annotations=annotations))
     _, out, _ = ask("explain", "half", "-o", "json")
-    assert json.loads(out)["notes"] == []
+    assert json.loads(out)["notes"] == ["gpu = 0.5 takes a whole GPU, as none is shared there"]
     assert json.loads(out)["asked"] == ["gpu = 0.5"]
+
+
+def test_a_share_that_is_there_is_what_it_takes(cluster, ask):
+    cluster.objects[f"{NODES}/gpu-1"]["metadata"]["labels"] |= {
+        "nvidia.com/gpu.replicas": "4",
+        "nvidia.com/gpu.count": "1",
+    }
+    for share, notes in (("0.5", []), ("0.3", ["gpu = 0.3 takes 2 of 4 shares of one"])):
+        cluster.put_now(f"{PODS}/part", pod("part", "gpu-1", annotations={"gpufn.dev/gpu": share}))
+        assert json.loads(ask("explain", "part", "-o", "json")[1])["notes"][1:] == notes
 
 
 def test_a_pod_that_met_no_webhook_says_so(cluster, ask):
