@@ -28,6 +28,8 @@ MOMENTS, SIMULATED_MOMENTS = 5, 2
 """Spread over the time of a wake, from its beginning on; as many as there is time for."""
 
 _LIMIT_S = 90.0
+_MET_S = 2.0
+"""How long a victim is waited for."""
 
 
 def run(bench: Bench) -> Iterable[Bar]:
@@ -81,7 +83,8 @@ class Kills:
     def one(self, victim: str, after_s: float) -> None:
         """Kill it so long after the call began. The call after this one has to be right in any case."""
         name, what = self._next(), f"{victim} after {after_s * 1000:.0f} ms"
-        pids = list(victims(self._session.pid, victim))
+        self._park(name)
+        pids = self._met(victim)
         answers: list[Answer] = []
         call = threading.Thread(target=lambda: answers.append(self._session.call(name, timeout_s=_LIMIT_S)))
         call.start()
@@ -101,6 +104,20 @@ class Kills:
         again = self._session.call(name, timeout_s=_LIMIT_S)
         if not is_whole(again):
             self.lost.append(f"{what}, the call after it: {again.status} {again.body[:200]!r}")
+
+    def _park(self, name: str) -> None:
+        """By a call of the other one. What was killed before has to start again for that."""
+        for each in (name, *(other for other in NAMES if other != name)):
+            answer = self._session.call(each, timeout_s=_LIMIT_S)
+            if not is_whole(answer):
+                self.lost.append(f"{each}, before anything was killed: {answer.status} {answer.body[:200]!r}")
+
+    def _met(self, victim: str) -> list[int]:
+        """Its processes, as soon as there are any: what is parked is stopped a little after its GPU is free."""
+        until = time.monotonic() + _MET_S
+        while not (pids := list(victims(self._session.pid, victim))) and time.monotonic() < until:
+            time.sleep(0.01)
+        return pids
 
 
 def victims(gateway: int, kind: str) -> Iterator[int]:

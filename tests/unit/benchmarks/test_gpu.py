@@ -156,6 +156,7 @@ def test_kills_that_met_nobody_are_no_result(tmp_path, monkeypatch, met):
     monkeypatch.setattr(kills, "memory_bytes", lambda: (GB, GB))
     monkeypatch.setattr(kills, "sharing", lambda bench, names: nullcontext(session))
     monkeypatch.setattr(kills, "left_behind", lambda *_: [])
+    monkeypatch.setattr(kills, "_MET_S", 0)
     monkeypatch.setattr(kills, "victims", lambda _, kind: [0] if kind in met else [])
     monkeypatch.setattr(kills.os, "kill", lambda pid, number: ended.append(pid))
     with pytest.raises(RuntimeError, match=r"never killed: .*waking"):
