@@ -129,7 +129,8 @@ def read_intent(
     need = _need(pod, spec, limits)
     hints_only = _is_others(pod, labels, annotations, limits)
     by_others = (hints_only and bool(need.gpus)) or _is_others_share(annotations, limits)
-    why_no_snapshots = _why_no_snapshots(need, containers[index], ours, by_others=by_others) if keeps else ""
+    beside = _beside(need, limits)
+    why_no_snapshots = _why_no_snapshots(need, containers[index], ours, beside, by_others=by_others) if keeps else ""
     return Intent(
         function=function,
         namespace=namespace,
@@ -149,6 +150,7 @@ def read_intent(
         notes=(
             *notes,
             *_without_effect(spec, ours, labels),
+            *(f"{name} is not looked at where a node is chosen: {need.resource} alone is" for name in beside),
             *([f"process snapshots are not used: {why_no_snapshots}"] if why_no_snapshots else ()),
         ),
     )
@@ -342,7 +344,16 @@ def _is_others_share(annotations: Mapping[str, str], limits: Mapping[str, str]) 
     return not _OTHERS_FRACTION.isdisjoint(annotations) or any(name.startswith(_OTHERS_RESOURCE) for name in limits)
 
 
-def _why_no_snapshots(need: Need, container: Mapping[str, Any], ours: Mapping[str, str], *, by_others: bool) -> str:
+def _beside(need: Need, limits: Mapping[str, str]) -> tuple[str, ...]:
+    """GPU resources of a container beside the one that counts."""
+    return tuple(
+        name for name in sorted(filter(is_gpu, limits)) if name != need.resource and parse_quantity(limits[name]) > 0
+    )
+
+
+def _why_no_snapshots(
+    need: Need, container: Mapping[str, Any], ours: Mapping[str, str], beside: Iterable[str], *, by_others: bool
+) -> str:
     """Why no process can be dumped that holds such a part of a GPU; empty where one can, or it holds none.
 
     The same before the webhook has chosen a resource and after: a share is one by what its user wrote.
@@ -355,7 +366,9 @@ def _why_no_snapshots(need: Need, container: Mapping[str, Any], ours: Mapping[st
         return ""
     if need.mig_profile:
         return _ON_MIG
-    return _ON_SHARE if _asks_for_share(ours) else why_not_checkpointed(need.resource)
+    if _asks_for_share(ours):
+        return _ON_SHARE
+    return next(filter(None, map(why_not_checkpointed, (need.resource, *beside))), "")
 
 
 def why_not_checkpointed(resource: str) -> str:

@@ -192,6 +192,15 @@ def test_of_what_holds_whole_gpus_one_is_taken(annotations, limits):
     assert (intent.snapshots, intent.notes) == (True, ())
 
 
+def test_of_two_kinds_of_gpus_one_counts_and_both_must_be_such_as_can_be_checkpointed():
+    limits = {"nvidia.com/mig-1g.10gb": "1", "nvidia.com/gpu": "1", "nvidia.com/gpu.shared": "0"}
+    intent = read({}, container(limits=limits), namespace_labels=KEEPS)
+    assert (intent.need.resource, intent.snapshots) == ("nvidia.com/gpu", False)
+    alone, snapshots = intent.notes
+    assert alone == "nvidia.com/mig-1g.10gb is not looked at where a node is chosen: nvidia.com/gpu alone is"
+    assert "MIG slice" in snapshots
+
+
 @pytest.mark.parametrize(
     ("annotations", "limits", "more", "says"),
     [
