@@ -355,6 +355,18 @@ def test_the_controller_deletes_no_pod_but_its_own(installed, opted_in):
         remove_pod(installed, opted_in, name, *words)
 
 
+def test_nobody_else_changes_the_label_by_which_it_knows_them(installed, opted_in):
+    own = wanted(opted_in)
+    own["metadata"]["name"] = "with-the-label"
+    installed.kubectl("create", "--filename=-", f"--as={CONTROLLER}", stdin=json.dumps(own))
+    installed.apply([somebodys(opted_in)])
+    for name, change in (("with-the-label", "gpufn.dev/task-"), ("somebodys", "gpufn.dev/task=snapshot")):
+        said = refused(installed, "--namespace", opted_in, "label", "pod", name, change)
+        assert "is for the pods that gpufn's controller makes" in said
+        installed.kubectl("--namespace", opted_in, "label", "pod", name, "another=label")
+        remove_pod(installed, opted_in, name)
+
+
 # Rights ---------------------------------------------------------------------------------------------------------
 
 
