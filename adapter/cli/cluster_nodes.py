@@ -97,7 +97,7 @@ def _holdings(pods: Iterable[Mapping[str, Any]]) -> dict[str, list[Holding]]:
     found: dict[str, list[Holding]] = {}
     for pod in pods:
         metadata, node = pod["metadata"], str(object_in(pod, "spec").get("nodeName") or "")
-        takes = str(object_in(metadata, "annotations").get(SNAPSHOT_OF_ANNOTATION)) if takes_snapshot(pod) else ""
+        takes = str(object_in(metadata, "annotations").get(SNAPSHOT_OF_ANNOTATION) or "") if takes_snapshot(pod) else ""
         for resource, units in pod_requests(pod).items() if node else ():
             if is_gpu(resource) and units:
                 holding = Holding(metadata["name"], metadata["namespace"], function_of(pod), resource, units, takes)
