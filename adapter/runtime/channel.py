@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ MAX_DESCRIPTORS = 200
 """Descriptors in one message; the kernel allows 253 (SCM_MAX_FD)."""
 
 _MESSAGE_BYTES = 128 * 1024
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 
 
 class Channel:
@@ -72,3 +74,9 @@ def listen(path: str) -> socket.socket:
     sock.listen(4)
     sock.setblocking(False)
     return sock
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process that connected, as the kernel had it then: it may be gone (unix(7), SO_PEERCRED)."""
+    pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(pid)

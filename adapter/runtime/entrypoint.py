@@ -29,7 +29,7 @@ from adapter.replica import Command, ReplicaSettings, user_environment
 from adapter.runtime import launch, metrics
 from adapter.runtime.background import NO_NEWS, Background
 from adapter.runtime.caches import Caches
-from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen
+from adapter.runtime.channel import MAX_DESCRIPTORS, Channel, listen, peer_pid
 from adapter.runtime.front import Front, answer
 from adapter.runtime.gpu import Gpu, keeps_addresses, visible_device, why_not_park
 from adapter.runtime.ladder import PROCESS, Step, Wanted, device_of, plan
@@ -323,8 +323,10 @@ class Entrypoint:
 
     def _meet_model(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        if self._model.channel is not None or self._state is not State.STARTING:
-            connection.close()  # of a rung that was given up
+        # One of a rung that was given up may have connected just before it was killed: what it is given is lost.
+        is_ours = peer_pid(connection) == self._model.pid
+        if not is_ours or self._model.channel is not None or self._state is not State.STARTING:
+            connection.close()
             return
         channel = Channel(connection)
         self._model.meet(channel, lambda: self._hear(channel))

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from adapter.gpu.capabilities import Capabilities, Feature, Verdict
 from adapter.hosts.ports import listen
 from adapter.records import EventName, Rung
 from adapter.replica import ReplicaSettings
+from adapter.runtime import channel
 from adapter.runtime.entrypoint import Entrypoint, State
 from adapter.runtime.ladder import Step
 from adapter.runtime.start import Start
@@ -43,6 +45,22 @@ def entrypoint(tmp_path):
             signal=lambda number: None, restore=lambda *_: None, start=lambda *_: None, pid=1
         )
         yield entrypoint
+
+
+@pytest.mark.parametrize("is_the_models", [True, False])
+def test_only_the_process_that_was_launched_last_is_met(entrypoint, tmp_path, is_the_models):
+    """A restored process whose restorer was killed may have connected before it was killed, too."""
+    met = []
+    entrypoint._state = State.STARTING
+    pid = os.getpid() if is_the_models else os.getppid()
+    entrypoint._model = SimpleNamespace(pid=pid, channel=None, meet=lambda channel, hear: met.append(channel))
+    path = str(tmp_path / "channel")
+    with channel.listen(path) as listener, closing(channel.Channel.connect(path)) as theirs:
+        entrypoint._meet_model(listener)
+        assert bool(met) is is_the_models
+        assert is_the_models or theirs.receive() == ({}, [])
+    for each in met:
+        each.close()
 
 
 @pytest.mark.parametrize(("gpu", "limit_s"), [("", 30.0), ("GPU-1", 300.0)])
